@@ -6,11 +6,46 @@ use whimbrel_device::{DeviceFile, Errno};
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::DirtyReport;
 
-use super::wire::MAX_DATA;
+use super::give::Giving;
+use super::records::{DirtyRecord, LogRecord};
+use super::refusal::Refusal;
+use super::wire::{MAX_DATA, Message};
 use crate::server::session::dirty_log::{Log, logging_ranges};
+use crate::server::session::serving::Serving;
+
+impl Giving {
+    /// Sends the log with its dirty pages. The device forgets pages that it reports, so they are kept here too, for
+    /// the client if its service continues.
+    pub(super) fn send_log(&mut self, client: &mut Serving) -> Result<(), Refusal> {
+        let Some(log) = client.log() else { return Ok(()) };
+        let deadline = self.link.deadline();
+        let runs = keep_dirty(&self.device, log, deadline)
+            .map_err(|errno| Refusal::new(errno, "cannot read the device's dirty page log"))?;
+        let Log { page_size, ranges, is_everything, earlier } = &*log;
+        let record =
+            LogRecord { page_size: *page_size, ranges: ranges.clone(), is_everything: *is_everything, runs };
+        self.link.send(&Message::Log(record))?;
+        let Some(earlier) = earlier else { return Ok(()) };
+        let mut result = Ok(());
+        each_piece(ranges, *page_size, deadline, |iova, length, words| {
+            words.fill(0);
+            let mut report = DirtyReport::new(iova, length, *page_size, words)?;
+            earlier.report(&mut report);
+            mark(earlier, iova, *page_size, words);
+            if words.iter().any(|word| *word != 0) && result.is_ok() {
+                let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                let record = DirtyRecord { iova, page_size: *page_size };
+                result = self.link.send_with(&Message::Dirty(record), &bytes, &[]);
+            }
+            Ok(())
+        })
+        .map_err(|errno| Refusal::new(errno, "cannot send the dirty page log"))?;
+        Ok(result?)
+    }
+}
 
 /// Fetches the dirty pages from the device's log and keeps them; returns whether the device has a log.
-pub(super) fn keep_dirty(device: &DeviceFile, log: &mut Log, deadline: Instant) -> Result<bool, Errno> {
+fn keep_dirty(device: &DeviceFile, log: &mut Log, deadline: Instant) -> Result<bool, Errno> {
     let page_size = log.page_size;
     let earlier = match log.earlier.take() {
         Some(earlier) => earlier,

@@ -1,39 +1,24 @@
 //! The old server: moves its device's state while the device runs, lets its client rest, stops its device, sends the
 //! state of both, and continues as before if the new server does not accept it.
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use whimbrel_device::{DeviceFile, Errno, LowPowerEntry};
-use whimbrel_protocol::dirty::DirtyReport;
-use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_device::{DeviceFile, Errno};
 use whimbrel_user::{DataFile, SavingRead};
 
 use super::describe::Description;
-use super::dirty_log::{each_piece, keep_dirty, mark};
 use super::link::{Link, LinkError};
 use super::peer::Peer;
 use super::peer_text::short;
 use super::precopy::Precopying;
-use super::records::{
-    BatchRecord, ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, LowPowerRecord,
-    MAX_MAPPINGS, MappingRecord, Number, UnreadRecord, WaitingRecord,
-};
 use super::refusal::Refusal;
 use super::stopped::{Stopped, sleep_again};
-use super::wire::{Begin, MAX_DATA, MAX_DESCRIPTORS, Message, TakeoversRecord, VERSIONS};
-use crate::message::{Header, Kind};
+use super::wire::{Begin, MAX_DATA, Message, TakeoversRecord, VERSIONS};
 use crate::server::hidden_precopy::HiddenPrecopy;
 use crate::server::listener::moved::Moved;
-use crate::server::session::dirty_log::Log;
-use crate::server::session::file_memory::Source as FileSource;
-use crate::server::session::mappings::Behind;
-use crate::server::session::queue::Waiting;
 use crate::server::session::serving::Serving;
-use crate::server::session::snapshot::Export;
-use crate::socket::{Unread, UnreadDescriptors};
 
 /// The resources that an old server offers, beside its client.
 #[derive(Debug)]
@@ -251,119 +236,12 @@ impl Giving {
         }
         Ok(())
     }
-
-    /// Returns the number of the socket for takeovers, if there is one.
-    fn send_set_up(
-        &mut self,
-        stopped: &Stopped,
-        client: Option<&Serving>,
-    ) -> Result<Option<Number>, Refusal> {
-        let export = client.map(Export::of);
-        let mut inventory = Inventory(Vec::new());
-        // The clients' socket has the first number.
-        inventory.add(&self.offer.clients);
-        let takeovers = self.offer.takeovers.as_ref().map(|(socket, _)| inventory.add(socket));
-        let low_power = match &stopped.low_power {
-            Some(LowPowerEntry { wakeup, .. }) => {
-                let wakeup = wakeup.as_ref().map(OwnedFd::try_clone).transpose()?;
-                Some(LowPowerRecord { wakeup: wakeup.map(|eventfd| inventory.add(eventfd)) })
-            }
-            None => None,
-        };
-        let in_use = self.device.interrupts_in_use()?;
-        let in_use = InUseRecord::of(in_use, low_power, |eventfd| inventory.add(eventfd));
-        let ioeventfds = self.device.ioeventfds()?.into_iter();
-        let ioeventfds =
-            ioeventfds.map(|(write, eventfd)| IoeventfdRecord::of(write, inventory.add(eventfd)));
-        let mut messages = vec![
-            (Message::Interrupts(in_use), Vec::new()),
-            (Message::Ioeventfds { list: ioeventfds.collect() }, Vec::new()),
-        ];
-        if let Some(export) = &export {
-            let record = ClientRecord {
-                commands: inventory.add(export.commands()),
-                twin: export.twin().map(|twin| inventory.add(twin)),
-                agreed: export.agreed().cloned(),
-                next_id: export.next_id(),
-            };
-            messages.push((Message::Client(Box::new(record)), Vec::new()));
-            let mappings = mappings(export, &mut inventory);
-            for mappings in mappings.chunks(MAX_MAPPINGS) {
-                messages.push((Message::Mappings { list: mappings.to_vec() }, Vec::new()));
-            }
-            for command in export.waiting() {
-                messages.push(waiting(command, &mut inventory));
-            }
-            messages.push(unread(export.unread(), false, &mut inventory));
-            messages.extend(export.unread_of_twin().map(|twin| unread(twin, true, &mut inventory)));
-        }
-        for held in inventory.0.chunks(MAX_DESCRIPTORS) {
-            let descriptors: Vec<_> = held.iter().map(|held| held.as_fd()).collect();
-            self.link.send_with(&Message::Descriptors, &[], &descriptors)?;
-        }
-        for (message, data) in messages {
-            send_long(&mut self.link, &message, &data)?;
-        }
-        Ok(takeovers)
-    }
-
-    /// Sends the log with its dirty pages. The device forgets pages that it reports, so they are kept here too, for
-    /// the client if its service continues.
-    fn send_log(&mut self, client: &mut Serving) -> Result<(), Refusal> {
-        let Some(log) = client.log() else { return Ok(()) };
-        let deadline = self.link.deadline();
-        let runs = keep_dirty(&self.device, log, deadline)
-            .map_err(|errno| Refusal::new(errno, "cannot read the device's dirty page log"))?;
-        let Log { page_size, ranges, is_everything, earlier } = &*log;
-        let record =
-            LogRecord { page_size: *page_size, ranges: ranges.clone(), is_everything: *is_everything, runs };
-        self.link.send(&Message::Log(record))?;
-        let Some(earlier) = earlier else { return Ok(()) };
-        let mut result = Ok(());
-        each_piece(ranges, *page_size, deadline, |iova, length, words| {
-            words.fill(0);
-            let mut report = DirtyReport::new(iova, length, *page_size, words)?;
-            earlier.report(&mut report);
-            mark(earlier, iova, *page_size, words);
-            if words.iter().any(|word| *word != 0) && result.is_ok() {
-                let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                let record = DirtyRecord { iova, page_size: *page_size };
-                result = self.link.send_with(&Message::Dirty(record), &bytes, &[]);
-            }
-            Ok(())
-        })
-        .map_err(|errno| Refusal::new(errno, "cannot send the dirty page log"))?;
-        Ok(result?)
-    }
-}
-
-/// Sends data of any length.
-fn send_long(link: &mut Link, message: &Message, mut data: &[u8]) -> Result<(), Refusal> {
-    while let Some((first, rest)) = data.split_at_checked(MAX_DATA).filter(|(_, rest)| !rest.is_empty()) {
-        link.send_with(&Message::More, first, &[])?;
-        data = rest;
-    }
-    Ok(link.send_with(message, data, &[])?)
 }
 
 /// Sends the reason to the new server, if it still exists.
 pub(super) fn refuse(link: &mut Link, kept: Refusal) -> Refusal {
     link.send_last(&Message::Abort { errno: kept.errno().raw_os_error(), why: short(kept.to_string()) });
     kept
-}
-
-/// The descriptors to send, by their numbers.
-struct Inventory<'a>(Vec<Box<dyn AsFd + 'a>>);
-
-impl<'a> Inventory<'a> {
-    fn add(&mut self, descriptor: impl AsFd + 'a) -> Number {
-        self.0.push(Box::new(descriptor));
-        (self.0.len() - 1) as Number
-    }
-
-    fn all(&mut self, descriptors: &'a [OwnedFd]) -> Vec<Number> {
-        descriptors.iter().map(|descriptor| self.add(descriptor)).collect()
-    }
 }
 
 /// Reads until the buffer is full or a transaction ends, which it returns. Reads nothing at the end.
@@ -379,46 +257,4 @@ fn fill(data: &mut DataFile, room: &mut [u8]) -> whimbrel_user::Result<(usize, b
         }
     }
     Ok((filled, false))
-}
-
-fn mappings<'a>(export: &Export<'a>, inventory: &mut Inventory<'a>) -> Vec<MappingRecord> {
-    let mut files: BTreeMap<usize, Number> = BTreeMap::new();
-    let record = |(iova, size, rights, behind): (u64, u64, DmaMapFlags, Option<&'a Behind>)| {
-        let file = match behind {
-            Some(Behind::File(file, offset) | Behind::FileIo(FileSource::Memory(file), offset)) => {
-                let identity = Arc::as_ptr(file) as usize;
-                let number = files.entry(identity).or_insert_with(|| inventory.add(file.clone()));
-                Some((*number, *offset))
-            }
-            Some(Behind::FileIo(FileSource::Foreign(file), offset)) => {
-                Some((inventory.add(&**file), *offset))
-            }
-            Some(Behind::Client) | None => None,
-        };
-        let file_io = matches!(behind, Some(Behind::FileIo(..)));
-        MappingRecord { iova, size, rights: rights.bits(), file, file_io }
-    };
-    export.mappings().map(record).collect()
-}
-
-fn waiting<'a>(command: &'a Waiting, inventory: &mut Inventory<'a>) -> (Message, Vec<u8>) {
-    let Waiting { header: Header { id, command, kind, .. }, payload, descriptors } = command;
-    let (numbers, problem) = match descriptors {
-        Ok(descriptors) => (inventory.all(descriptors), None),
-        Err(error) => (Vec::new(), Some((*error).into())),
-    };
-    let no_reply = *kind == Kind::Command { no_reply: true };
-    let record = WaitingRecord { id: *id, command: *command, no_reply, numbers, problem };
-    (Message::Waiting(record), payload.clone())
-}
-
-fn unread<'a>(
-    unread: Unread<&[u8], &'a [OwnedFd]>,
-    twin: bool,
-    inventory: &mut Inventory<'a>,
-) -> (Message, Vec<u8>) {
-    let descriptors = unread.descriptors.into_iter().map(|UnreadDescriptors { last, fds, problem }| {
-        BatchRecord { last, numbers: inventory.all(fds), problem: problem.map(Into::into) }
-    });
-    (Message::Unread(UnreadRecord { twin, descriptors: descriptors.collect() }), unread.bytes.to_vec())
 }

@@ -85,6 +85,7 @@
 //! The end contains the number of messages before it, from the acceptance on. In place of each of its messages the old server
 //! may send abort. Unknown keys are ignored. A peer's texts are made printable when they are received.
 
+mod arrival;
 mod attempt;
 mod configuration;
 mod describe;
@@ -99,6 +100,7 @@ mod precopy;
 mod records;
 mod refusal;
 mod rounds;
+mod set_up;
 mod stopped;
 mod take;
 mod wire;
