@@ -40,7 +40,7 @@ fn main() -> Result {
     }
 }
 
-/// The keeper of the devices.
+/// The holder of the devices.
 struct Store {
     holder: String,
     folder: PathBuf,
@@ -90,7 +90,7 @@ fn store(source: &str, destination: &str) -> Result {
 }
 
 fn vmm(holder: &str, folder: &Path, role: &str) -> Result {
-    let device = Adopted::duplicate("the device", std::io::stdin().as_fd())?.held_by(holder);
+    let device = Adopted::duplicate("the device", std::io::stdin().as_fd())?.with_holder(holder);
     let devices: Vec<Box<dyn Migratable>> = vec![Box::new(device)];
     match role {
         "receive" => receive(devices, folder),

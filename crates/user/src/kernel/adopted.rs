@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Adopted {
     pub(super) device: VfioDevice,
-    pub(super) keeper: Option<String>,
+    pub(super) holder: Option<String>,
 }
 
 impl Adopted {
@@ -37,7 +37,7 @@ impl Adopted {
     pub fn new(name: impl Into<String>, device_fd: OwnedFd) -> Result<Adopted> {
         let device = VfioDevice::new(name.into(), device_fd);
         match device.info() {
-            Ok(_) => Ok(Adopted { device, keeper: None }),
+            Ok(_) => Ok(Adopted { device, holder: None }),
             Err(error) => {
                 let why = format!("the file descriptor is not a VFIO device ready for use ({error})");
                 Err(Error::unusable(device.name(), why))
@@ -52,8 +52,8 @@ impl Adopted {
     /// a migration has to give the same words. Only for a descriptor that came from there: one that was opened anew has lost
     /// the state, however its holder is called.
     #[must_use]
-    pub fn held_by(self, holder: impl Into<String>) -> Adopted {
-        Adopted { keeper: Some(holder.into()), ..self }
+    pub fn with_holder(self, holder: impl Into<String>) -> Adopted {
+        Adopted { holder: Some(holder.into()), ..self }
     }
 
     /// Uses a duplicate of the caller's device fd. The device is open as long as either fd is.
@@ -85,8 +85,8 @@ impl OnKernel for Adopted {
         None
     }
 
-    fn keeper(&self) -> Option<&str> {
-        self.keeper.as_deref()
+    fn named_holder(&self) -> Option<&str> {
+        self.holder.as_deref()
     }
 }
 
@@ -106,9 +106,9 @@ mod tests {
     fn memory_is_left_to_the_vmm() {
         let file = tempfile::tempfile().unwrap();
         let device = VfioDevice::new("vm 1".into(), file.into());
-        let mut device = Adopted { device, keeper: None };
+        let mut device = Adopted { device, holder: None };
         assert!(device.dma_map().is_none());
         assert_eq!(device.holder(), None);
-        assert_eq!(device.held_by("store 7").holder().as_deref(), Some("store 7"));
+        assert_eq!(device.with_holder("store 7").holder().as_deref(), Some("store 7"));
     }
 }

@@ -71,8 +71,8 @@ pub(super) trait OnKernel: Send {
     /// Returns the address space of its DMA, if this object owns it.
     fn memory(&mut self) -> Option<&mut AddressSpace>;
 
-    /// Returns what else keeps the device open, if that is known.
-    fn keeper(&self) -> Option<&str> {
+    /// Returns the other holder of the device, if its owner has named one.
+    fn named_holder(&self) -> Option<&str> {
         None
     }
 }
@@ -244,7 +244,7 @@ impl<T: OnKernel> Migratable for T {
     }
 
     fn holder(&self) -> Option<String> {
-        self.keeper().map(str::to_string)
+        self.named_holder().map(str::to_string)
     }
 
     fn info(&mut self) -> Result<Info> {
@@ -559,7 +559,7 @@ mod tests {
     fn every_request_names_the_device_itself_and_the_errno() {
         let file = tempfile::tempfile().unwrap();
         let device = VfioDevice::new("0000:01:00.0".into(), file.into());
-        let mut device = Adopted { device, keeper: None };
+        let mut device = Adopted { device, holder: None };
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let mut words = [0; 1];
         let mut report = DirtyReport::new(0, 4096, 4096, &mut words).unwrap();
