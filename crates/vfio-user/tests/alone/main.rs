@@ -27,6 +27,8 @@ use std::process::{Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+use takeover::recorded;
+
 /// Names the test that a process of its own runs.
 const ALONE: &str = "WHIMBREL_ALONE";
 
@@ -55,7 +57,7 @@ fn main() -> ExitCode {
         let confines = arguments.list || sandbox::can_confine();
         let trials = tests().into_iter().map(|(name, _)| {
             Trial::test(name, || in_a_process(name))
-                .with_ignored_flag(name.starts_with("sandbox::") && !confines)
+                .with_ignored_flag(name.starts_with("sandbox::") && !confines || name == "recorded::record")
         });
         return libtest_mimic::run(&arguments, trials.collect()).exit_code();
     }
@@ -94,6 +96,11 @@ fn tests() -> Vec<(&'static str, fn())> {
         a_process_that_dies_after_it_said_that_the_device_runs_keeps_it,
         a_process_that_is_the_client_does_not_take_over,
         another_process_than_the_client_takes_over,
+    ));
+    all.extend(tests!(
+        recorded: a_device_that_the_old_build_gives_works_on_behind_a_server_of_this_build,
+        a_server_of_this_build_says_to_the_old_one_what_that_knows,
+        record,
     ));
     all
 }

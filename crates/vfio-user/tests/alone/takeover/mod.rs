@@ -2,6 +2,7 @@
 //! this program, started again.
 
 pub(crate) mod process;
+pub(crate) mod recorded;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

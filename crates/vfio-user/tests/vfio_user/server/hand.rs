@@ -1,7 +1,8 @@
 //! One side of a takeover, played message by message.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -23,6 +24,8 @@ pub(crate) struct Hand {
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) text: Value,
+    /// The text as it came.
+    pub(crate) json: Vec<u8>,
     pub(crate) data: Vec<u8>,
     pub(crate) descriptors: Vec<OwnedFd>,
 }
@@ -82,8 +85,8 @@ impl Hand {
         }
         let (rest, length) = got.payload.split_last_chunk::<4>().unwrap();
         let (data, text) = rest.split_at(rest.len() - u32::from_ne_bytes(*length) as usize);
-        let text = serde_json::from_slice(text).unwrap();
-        Some(Said { text, data: data.to_vec(), descriptors: got.descriptors.unwrap().into_vec() })
+        let (text, json) = (serde_json::from_slice(text).unwrap(), text.to_vec());
+        Some(Said { text, json, data: data.to_vec(), descriptors: got.descriptors.unwrap().into_vec() })
     }
 }
 
@@ -99,4 +102,25 @@ pub(crate) fn listen_to_all(hand: &mut Hand) -> Vec<Said> {
         all.push(hand.hear().unwrap());
     }
     all
+}
+
+/// Stands between the old server at `old` and a new one that connects to `listener`, whose file is `path`, until one of them
+/// has hung up. `look` sees what the old one says before the new one does, and can hold it back.
+pub(crate) fn stand_between(old: &Path, listener: &UnixListener, path: &Path, mut look: impl FnMut(&Said)) {
+    let mut to_new = Hand::new(listener.accept().unwrap().0);
+    let request = to_new.hear().unwrap();
+    let versions: Vec<u32> = serde_json::from_value(request.text["versions"].clone()).unwrap();
+    let mut to_old = Hand::speaking(&versions, || UnixStream::connect(old).unwrap());
+    let metadata = path.metadata().unwrap();
+    while let Some(mut said) = to_old.hear() {
+        if kind(&said) == "offer" {
+            said.text["socket"] = json!([metadata.dev(), metadata.ino()]);
+        }
+        look(&said);
+        to_new.say_with(said.text.to_string().as_bytes(), &said.data, &said.descriptors);
+        if ["offer", "end", "handover"].contains(&kind(&said)) {
+            let Some(answer) = to_new.hear() else { break };
+            to_old.say_with(&answer.json, &answer.data, &[]);
+        }
+    }
 }

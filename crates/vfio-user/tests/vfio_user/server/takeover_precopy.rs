@@ -235,31 +235,19 @@ fn the_clients_own_migration_waits_for_the_takeover_which_goes_on_with_a_stop() 
 
 /// Lets a server take over through this test, which holds back what the old one says until `hold` has been done.
 fn take_over_through(line: &Line, new: Backend, hold: impl FnOnce()) -> Result<Server, TakeoverError> {
-    use std::os::unix::fs::MetadataExt;
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("between");
     let listener = UnixListener::bind(&path).unwrap();
-    let metadata = path.metadata().unwrap();
     let taking = {
         let path = path.clone();
         std::thread::spawn(move || Takeover::connect(path)?.finish(new))
     };
-    let mut to_new = Hand::new(listener.accept().unwrap().0);
-    let mut to_old = Hand::speaking(&[2], || UnixStream::connect(line.path()).unwrap());
-    assert_eq!(to_new.hear().unwrap().text["versions"], json!([2, 1]));
     let mut hold = Some(hold);
-    while let Some(mut said) = to_old.hear() {
-        match kind(&said) {
-            "offer" => said.text["socket"] = json!([metadata.dev(), metadata.ino()]),
-            "state" => hold.take().into_iter().for_each(|hold| hold()),
-            _ => {}
+    stand_between(&line.path(), &listener, &path, |said| {
+        if kind(said) == "state" {
+            hold.take().into_iter().for_each(|hold| hold());
         }
-        to_new.say_with(said.text.to_string().as_bytes(), &said.data, &said.descriptors);
-        if ["offer", "end", "handover"].contains(&kind(&said)) {
-            let Some(answer) = to_new.hear() else { break };
-            to_old.say_with(answer.text.to_string().as_bytes(), &answer.data, &[]);
-        }
-    }
+    });
     taking.join().unwrap()
 }
 
