@@ -8,10 +8,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+
+/// Time that other processes may take to replace dead sockets in the same folder.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A socket at a path, for a later [`Server`](crate::Server): a program that confines itself creates the socket
 /// before, and opens the device after. Clients that connect in between wait.
@@ -31,8 +36,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Creates the socket. A socket left by a dead server is replaced; any other file at the path is
-    /// [`AddrInUse`](io::ErrorKind::AddrInUse).
+    /// Creates the socket. A socket left by a dead server is replaced, under a lock (`flock`) on its folder; any other file at
+    /// the path is [`AddrInUse`](io::ErrorKind::AddrInUse).
     ///
     /// The file appears once the socket listens, so that a client that waits for the file can connect. Until then it has
     /// a name of its own in the same folder, which `ss` and `/proc/net/unix` go on to show. A path that leaves no room
@@ -44,7 +49,11 @@ impl Listener {
             Some(Err(error)) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             Some(Ok(socket)) => socket,
             // The folder's file system may have no hard links.
-            Some(Err(_)) | None => listen_at(&path)?,
+            Some(Err(_)) | None => {
+                // Before it listens, it looks dead.
+                let _lock = lock_folder(&path)?;
+                listen_at(&path)?
+            }
         };
         match fs::symlink_metadata(&path).and_then(|metadata| Ok((metadata, path.canonicalize()?))) {
             Ok((metadata, absolute)) => {
@@ -171,15 +180,49 @@ fn listen_beside(path: &Path) -> Option<io::Result<OwnedFd>> {
 
 /// Removes a socket without a listener.
 fn remove_dead(path: &Path) -> io::Result<()> {
+    if !is_dead(path)? {
+        return Ok(());
+    }
+    let _lock = lock_folder(path)?;
+    // Another server may have replaced it meanwhile.
+    if is_dead(path)? { fs::remove_file(path) } else { Ok(()) }
+}
+
+/// Returns whether there is a socket without a listener; `false` without any file.
+fn is_dead(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
         Ok(metadata) if !metadata.file_type().is_socket() => return Err(rustix::io::Errno::ADDRINUSE.into()),
         Ok(_) => {}
     }
     match connect_now(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         _ => Err(rustix::io::Errno::ADDRINUSE.into()),
+    }
+}
+
+/// Locks the folder of a path against other servers that would take a socket there for dead. `None` if it cannot be read or
+/// its file system has no locks.
+fn lock_folder(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(folder) = open(folder, flags, Mode::empty()) else { return Ok(None) };
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(folder)),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let why = "another process keeps the folder of the socket locked (flock)";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return Ok(None),
+        }
     }
 }
 
@@ -202,7 +245,7 @@ pub(crate) fn connect_now(path: &Path) -> io::Result<UnixStream> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::sync::Barrier;
 
     use super::*;
 
@@ -258,6 +301,27 @@ mod tests {
             for error in errors {
                 assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
             }
+            assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), 1);
+            assert!(bound.iter().flatten().all(Listener::has_file));
+            assert_eq!(names(folder.path()), ["socket"]);
+        }
+    }
+
+    #[test]
+    fn of_servers_that_replace_a_dead_one_at_once_one_gets_the_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let start = Barrier::new(8);
+        for _ in 0..500 {
+            drop(UnixListener::bind(&path).unwrap());
+            let bound = std::thread::scope(|scope| {
+                let bind = || {
+                    start.wait();
+                    Listener::bind(&path)
+                };
+                let servers: Vec<_> = (0..8).map(|_| scope.spawn(bind)).collect();
+                servers.into_iter().map(|server| server.join().unwrap()).collect::<Vec<_>>()
+            });
             assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), 1);
             assert!(bound.iter().flatten().all(Listener::has_file));
             assert_eq!(names(folder.path()), ["socket"]);
