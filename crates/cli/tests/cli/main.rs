@@ -13,6 +13,9 @@ mod files;
 mod fsm;
 mod gate;
 mod guest_reset;
+#[path = "../../../vfio-user/tests/vfio_user/server/hand.rs"]
+#[allow(dead_code, reason = "the tests of vfio-user use the rest of it")]
+mod hand;
 mod hangs;
 mod lab;
 mod migration;

@@ -46,12 +46,17 @@ impl Server {
     }
 
     /// The server that a command starts.
-    pub(crate) fn of(mut command: Command) -> Server {
+    pub(crate) fn of(command: Command) -> Server {
+        Server::starting(command).unwrap()
+    }
+
+    /// The server that a command starts, or the first line of why it does not serve.
+    pub(crate) fn starting(mut command: Command) -> Result<Server, String> {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
-        assert!(told.starts_with("serving "), "{told}");
-        Server { child, told }
+        let server = Server { child, told };
+        if server.told.starts_with("serving ") { Ok(server) } else { Err(server.told.clone()) }
     }
 
     /// Tells it to end, and returns what it has logged.

@@ -3,6 +3,7 @@
 
 mod lifetimes;
 mod running;
+mod takeovers;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

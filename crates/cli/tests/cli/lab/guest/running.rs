@@ -68,6 +68,14 @@ impl Running {
         }
     }
 
+    /// Waits until the script has come around again: it prints this line in each round.
+    #[track_caller]
+    pub(super) fn waits_for_more(&mut self, line: &str) {
+        self.said.extend(self.lines.try_iter());
+        // The first may still be one that was printed before.
+        (0..2).for_each(|_| self.wait_for(line));
+    }
+
     /// Has QEMU carry out a command, and returns its answer.
     #[track_caller]
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
