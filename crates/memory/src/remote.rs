@@ -43,12 +43,18 @@ use whimbrel_protocol::Errno;
 /// # Ok::<(), Errno>(())
 /// ```
 pub trait RemoteMemory: fmt::Debug + Send + Sync {
-    /// Reads all of `data`, from `iova` on. The caller requests only memory that is mapped with that permission.
-    /// ETIMEDOUT at the deadline.
+    /// Reads all of `data`, from `iova` on. The caller requests only memory that is mapped with that permission, and at
+    /// most [`RemoteMemory::max_bytes`]. ETIMEDOUT at the deadline.
     fn read(&self, iova: u64, data: &mut [u8], deadline: Instant) -> Result<(), Errno>;
 
     /// Writes all of `data`, from `iova` on. After an error a part of it may have been written.
     fn write(&self, iova: u64, data: &[u8], deadline: Instant) -> Result<(), Errno>;
+
+    /// Returns the maximum number of bytes of one read or write, which is not 0. A longer access is made in parts, each of
+    /// which looks its mapping up again.
+    fn max_bytes(&self) -> usize {
+        usize::MAX
+    }
 
     /// Returns whether an access may still wait for the owner after its mapping was removed: then no change of the
     /// mappings waits for it. Only for an owner that removes the mapping itself, and decides about each request.

@@ -48,6 +48,16 @@ pub(super) enum Backing {
     Remote(Arc<dyn RemoteMemory>),
 }
 
+impl Backing {
+    /// Returns the maximum number of bytes of one piece of an access.
+    fn max_bytes(&self) -> u64 {
+        match self {
+            Backing::Memory(_) => u64::MAX,
+            Backing::Remote(memory) => memory.max_bytes().max(1) as u64,
+        }
+    }
+}
+
 /// A log of the writes of any device through one mapping. Its offsets count from the start of the memory mapped in one
 /// request, of which this mapping may be a later piece.
 #[derive(Clone, Debug)]
@@ -107,7 +117,8 @@ impl Inner {
         }
     }
 
-    /// Iterates over the pieces of mappings in a range; ends with `None` at the first gap.
+    /// Iterates over the pieces of mappings in a range, of as many bytes as their memory takes at once; ends with `None`
+    /// at the first gap.
     pub(super) fn pieces(
         &self,
         iova: u64,
@@ -128,7 +139,7 @@ impl Inner {
                 return Some(None);
             };
             let offset = at - start;
-            let count = left.min(mapping.size - offset);
+            let count = left.min(mapping.size - offset).min(mapping.backing.max_bytes());
             left -= count;
             match at.checked_add(count) {
                 Some(next) => at = next,

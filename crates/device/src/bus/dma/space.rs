@@ -55,7 +55,7 @@ pub struct DmaSpace {
     faults: AtomicU64,
 }
 
-/// The part of an access in one mapping.
+/// The part of an access in one mapping, or less if its memory takes less at once.
 enum Piece<'a> {
     Memory(SharedBytes<'a>),
     Remote(RemotePiece<'a>),

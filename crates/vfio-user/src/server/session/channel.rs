@@ -58,8 +58,6 @@ struct State {
 /// The requests to the client.
 #[derive(Debug, Default)]
 struct Requests {
-    /// True while the client has memory that it is asked for.
-    are_accepted: bool,
     /// True while the connection may become another process's, which then reads the answers.
     are_suspended: bool,
     /// Those without an answer, or whose answer was not taken yet.
@@ -127,11 +125,6 @@ impl Channel {
     /// Returns the socket.
     pub(super) fn socket(&self) -> &Sender {
         &self.socket
-    }
-
-    /// Sets whether requests to the client are accepted. Those without an answer go on.
-    pub(super) fn accept_requests(&self, accepts: bool) {
-        self.state.lock().requests.are_accepted = accepts;
     }
 
     /// Sends no more requests to the client. Returns `false`, and changes nothing, if one has no answer yet.
@@ -320,11 +313,16 @@ impl Channel {
 
     /// Sends a request to the client, and waits for its answer: the payload, or the errno in it. ETIMEDOUT without an
     /// answer at the deadline, and ENOTCONN if the connection is over, as it is after both. EFAULT while requests
-    /// are suspended or not accepted.
-    pub(super) fn ask(&self, request: &Request<'_>, deadline: Instant) -> Result<Vec<u8>, Errno> {
+    /// are suspended, and if this one is not valid when its turn to be sent comes: nothing sent here later goes before it.
+    pub(super) fn ask(
+        &self,
+        request: &Request<'_>,
+        deadline: Instant,
+        is_valid: impl FnOnce() -> bool,
+    ) -> Result<Vec<u8>, Errno> {
         let command = request.command();
         let id = self.note(command)?;
-        let answer = match self.send_request(id, request, deadline) {
+        let answer = match self.send_request(id, request, deadline, is_valid) {
             Ok(()) => self.answer(id, deadline),
             Err(error) => Err(error),
         };
@@ -346,9 +344,9 @@ impl Channel {
         if state.is_over {
             return Err(Errno::ENOTCONN);
         }
-        // The mapping, or the client, went after the access had found it.
+        // The client went after the access had found its mapping.
         let requests = &mut state.requests;
-        if !requests.are_accepted || requests.are_suspended {
+        if requests.are_suspended {
             return Err(Errno::EFAULT);
         }
         // One for each thread that waits.
@@ -360,11 +358,20 @@ impl Channel {
         Ok(id)
     }
 
-    fn send_request(&self, id: u16, request: &Request<'_>, deadline: Instant) -> Result<(), Unanswered> {
+    fn send_request(
+        &self,
+        id: u16,
+        request: &Request<'_>,
+        deadline: Instant,
+        is_valid: impl FnOnce() -> bool,
+    ) -> Result<(), Unanswered> {
         // Who has it may be sending to a client that reads nothing.
         let mut outbound = self.outbound.try_lock_until(deadline).ok_or(Unanswered::Late)?;
         while !outbound.send_unsent().map_err(|_| Unanswered::Over)? {
             self.wait_for_room(deadline)?;
+        }
+        if !is_valid() {
+            return Err(Unanswered::Invalid);
         }
         let (sender, mut bytes) = outbound.request(id, request);
         while !bytes.is_empty() {
@@ -578,6 +585,8 @@ enum Ready {
 enum Unanswered {
     Late,
     Over,
+    /// It was not asked.
+    Invalid,
 }
 
 impl From<Unanswered> for Errno {
@@ -585,6 +594,7 @@ impl From<Unanswered> for Errno {
         match unanswered {
             Unanswered::Late => Errno::ETIMEDOUT,
             Unanswered::Over => Errno::ENOTCONN,
+            Unanswered::Invalid => Errno::EFAULT,
         }
     }
 }
@@ -592,4 +602,38 @@ impl From<Unanswered> for Errno {
 /// Logs a reply that matches no request: it may be late, or the client confused.
 pub(super) fn unasked(header: &Header) {
     tracing::debug!(id = header.id, command = header.command_name(), "ignored an unexpected reply");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::message::DmaAccess;
+    use crate::socket::connection;
+
+    #[test]
+    fn a_request_that_waits_for_its_turn_is_checked_when_it_comes() {
+        let (server, _client) = UnixStream::pair().unwrap();
+        let (receiver, sender) = connection(server, Limits::default());
+        let channel = Channel::new(receiver, sender);
+        let is_valid = AtomicBool::new(true);
+        let asks = || {
+            let request = Request::DmaRead(DmaAccess { iova: 0, count: 8 });
+            let deadline = Instant::now() + Duration::from_secs(20);
+            channel.ask(&request, deadline, || is_valid.load(Ordering::Acquire))
+        };
+        std::thread::scope(|scope| {
+            let turn = channel.outbound.lock();
+            let request = scope.spawn(asks);
+            while !channel.is_shared() {
+                std::thread::yield_now();
+            }
+            is_valid.store(false, Ordering::Release);
+            drop(turn);
+            assert_eq!(request.join().unwrap(), Err(Errno::EFAULT));
+        });
+        assert!(!channel.is_over(), "the connection goes on");
+    }
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use whimbrel_device::{Compatibility, DeviceFile, Errno, IoeventfdWrite, ResetRule};
 
 use super::channel::{Channel, Next, unasked};
-use super::client_memory::ClientMemory;
 use super::dirty_log::Log;
 use super::interrupts::disable_all;
 use super::mappings::Mappings;
@@ -374,9 +373,8 @@ impl Client {
                     self.descriptors.push(descriptor);
                 }
                 let asked = self.twin.as_ref().unwrap_or(&self.channel).clone();
-                let remote = Arc::new(ClientMemory::new(asked, limits));
                 self.mappings =
-                    Some(Mappings::new(&self.backend, &answer.capabilities, remote, self.foreign.clone()));
+                    Some(Mappings::new(&self.backend, &answer.capabilities, asked, self.foreign.clone()));
                 let extensions = answer.capabilities.extensions();
                 answer.capabilities.migration_reset_rule = self.reset_rule(extensions);
                 self.agreed = Some(answer.capabilities.clone());

@@ -1,6 +1,7 @@
 //! Memory that a client has mapped without a descriptor: VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use whimbrel_device::{Errno, RemoteMemory};
@@ -8,29 +9,26 @@ use whimbrel_device::{Errno, RemoteMemory};
 use super::channel::Channel;
 use crate::message::{DmaAccess, Limits, Reply, Request};
 
-/// The memory of one client, by the addresses of its mappings.
+/// The memory of one mapping.
 #[derive(Debug)]
 pub(super) struct ClientMemory {
     channel: Arc<Channel>,
     limits: Limits,
+    is_mapped: AtomicBool,
 }
 
 impl ClientMemory {
     pub(super) fn new(channel: Arc<Channel>, limits: Limits) -> ClientMemory {
-        ClientMemory { channel, limits }
+        ClientMemory { channel, limits, is_mapped: AtomicBool::new(true) }
     }
 
-    /// Sets whether the client has mapped any of it. Once it has not, no access begins, whenever it found its mapping.
-    pub(super) fn set_mapped(&self, is_mapped: bool) {
-        self.channel.accept_requests(is_mapped);
+    /// Ends the mapping. From the answer to the unmap on, the client is not asked for this memory, whenever an access
+    /// has found its mapping.
+    pub(super) fn unmap(&self) {
+        self.is_mapped.store(false, Ordering::Release);
     }
 
-    /// Returns the maximum bytes of one request.
-    fn most(&self) -> usize {
-        (self.limits.max_data_xfer_size as usize).max(1)
-    }
-
-    /// Sends one request, and passes the answer to `take`, which checks that it matches.
+    /// Sends one request, and passes the answer to `take`, which checks that it matches. EFAULT once it is unmapped.
     fn ask(
         &self,
         request: &Request<'_>,
@@ -38,7 +36,7 @@ impl ClientMemory {
         take: impl FnOnce(&Reply<'_>) -> bool,
     ) -> Result<(), Errno> {
         let command = request.command();
-        let payload = self.channel.ask(request, deadline)?;
+        let payload = self.channel.ask(request, deadline, || self.is_mapped.load(Ordering::Acquire))?;
         match Reply::parse(command, &payload, self.limits) {
             Ok(reply) if take(&reply) => return Ok(()),
             Ok(_) => tracing::debug!(%command, "client replied for different memory"),
@@ -50,37 +48,60 @@ impl ClientMemory {
 
 impl RemoteMemory for ClientMemory {
     fn read(&self, iova: u64, data: &mut [u8], deadline: Instant) -> Result<(), Errno> {
-        let mut at = iova;
-        for piece in data.chunks_mut(self.most()) {
-            let count = piece.len();
-            let access = DmaAccess { iova: at, count: count as u64 };
-            self.ask(&Request::DmaRead(access), deadline, |reply| match reply {
-                Reply::DmaRead { iova, data } if *iova == at && data.len() == count => {
-                    piece.copy_from_slice(data);
-                    true
-                }
-                _ => false,
-            })?;
-            // Only behind the last piece is 2^64.
-            at = at.wrapping_add(count as u64);
-        }
-        Ok(())
+        let access = DmaAccess { iova, count: data.len() as u64 };
+        self.ask(&Request::DmaRead(access), deadline, |reply| match reply {
+            Reply::DmaRead { iova: from, data: found } if *from == iova && found.len() == data.len() => {
+                data.copy_from_slice(found);
+                true
+            }
+            _ => false,
+        })
     }
 
     fn write(&self, iova: u64, data: &[u8], deadline: Instant) -> Result<(), Errno> {
-        let mut at = iova;
-        for data in data.chunks(self.most()) {
-            let written = DmaAccess { iova: at, count: data.len() as u64 };
-            let request = Request::DmaWrite { iova: at, data };
-            self.ask(&request, deadline, |reply| *reply == Reply::DmaWrite(written))?;
-            at = at.wrapping_add(written.count);
-        }
-        Ok(())
+        let written = DmaAccess { iova, count: data.len() as u64 };
+        self.ask(&Request::DmaWrite { iova, data }, deadline, |reply| *reply == Reply::DmaWrite(written))
+    }
+
+    /// One request has no more.
+    fn max_bytes(&self) -> usize {
+        self.limits.max_data_xfer_size as usize
     }
 
     /// The client removes its mappings, and answers each request by those that it has. It may answer none before it has
     /// the reply to a command of its own, which can be one that changes them.
     fn may_outlive_mapping(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use whimbrel_device::dma::{DmaSpace, FaultCause};
+    use whimbrel_uapi::type1::DmaMapFlags;
+
+    use super::*;
+    use crate::socket::connection;
+
+    const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
+
+    #[test]
+    fn an_access_that_found_its_mapping_just_before_the_unmap_asks_for_nothing() {
+        let (server, mut client) = UnixStream::pair().unwrap();
+        let (receiver, sender) = connection(server, Limits::default());
+        let channel = Arc::new(Channel::new(receiver, sender));
+        let memory = Arc::new(ClientMemory::new(channel, Limits::default()));
+        let dma = DmaSpace::default();
+        dma.map_remote(0, 0x1000, BOTH, memory.clone()).unwrap();
+        memory.unmap();
+        let fault = Err(FaultCause::Remote(Errno::EFAULT));
+        assert_eq!(dma.read(0, &mut [0; 8]).map_err(|fault| fault.cause), fault);
+        assert_eq!(dma.write(0, &[0; 8]).map_err(|fault| fault.cause), fault);
+        client.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        assert!(client.read(&mut [0]).is_err(), "the client is asked for memory that it has unmapped");
     }
 }

@@ -10,11 +10,12 @@ use whimbrel_device::{DeviceFile, Errno};
 use whimbrel_memory::FileOffset;
 use whimbrel_uapi::type1::DmaMapFlags;
 
+use super::channel::Channel;
 use super::client_memory::ClientMemory;
 use super::file_memory::{FileMemory, Source};
 use crate::capabilities::Capabilities;
 use crate::descriptor_kind::DescriptorKind;
-use crate::message::{DmaAccessModes, DmaMap};
+use crate::message::{DmaAccessModes, DmaMap, Limits};
 use crate::server::backend::Shared;
 use crate::server::foreign::{ForeignFile, ForeignThread};
 
@@ -26,7 +27,9 @@ pub(super) struct Mappings {
     mapped: BTreeMap<u64, Mapped>,
     /// The number of mappings that the client must be asked for.
     remote: usize,
-    memory: Arc<ClientMemory>,
+    /// Carries the requests for memory without a descriptor.
+    asked: Arc<Channel>,
+    limits: Limits,
     foreign: Arc<ForeignThread>,
     /// Mapped files: clients map the same one many times, each time with a new descriptor.
     files: BTreeMap<FileKey, Weak<File>>,
@@ -41,10 +44,12 @@ pub(super) struct Mappings {
 }
 
 /// One mapping.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Mapped {
     size: u64,
     memory: Behind,
+    /// The memory without a descriptor.
+    remote: Option<Arc<ClientMemory>>,
 }
 
 /// The memory behind a mapping.
@@ -73,14 +78,15 @@ impl Mappings {
     pub(super) fn new(
         backend: &Shared,
         agreed: &Capabilities,
-        memory: Arc<ClientMemory>,
+        asked: Arc<Channel>,
         foreign: Arc<ForeignThread>,
     ) -> Mappings {
         Mappings {
             device: backend.device.clone(),
             mapped: BTreeMap::new(),
             remote: 0,
-            memory,
+            asked,
+            limits: Limits::new(agreed.max_data_xfer_size),
             foreign,
             files: BTreeMap::new(),
             page_size: agreed.pgsizes & agreed.pgsizes.wrapping_neg(),
@@ -151,6 +157,7 @@ impl Mappings {
     /// Maps memory that was checked.
     fn enter(&mut self, iova: u64, size: u64, rights: DmaMapFlags, memory: Behind) -> Result<(), Errno> {
         let dma = self.device.bus().dma();
+        let mut remote = None;
         match &memory {
             Behind::File(file, offset) => {
                 dma.map(iova, size, rights, FileOffset::from_arc(file.clone(), *offset))?;
@@ -160,24 +167,25 @@ impl Mappings {
                 dma.map_remote(iova, size, rights, Arc::new(file))?;
             }
             Behind::Client => {
-                dma.map_remote(iova, size, rights, self.memory.clone())?;
-                self.memory.set_mapped(true);
+                let memory = Arc::new(ClientMemory::new(self.asked.clone(), self.limits));
+                dma.map_remote(iova, size, rights, memory.clone())?;
+                remote = Some(memory);
             }
         }
         match memory {
             Behind::Client => self.remote += 1,
             Behind::File(..) | Behind::FileIo(..) => self.bytes = self.bytes.saturating_add(size),
         }
-        self.mapped.insert(iova, Mapped { size, memory });
+        self.mapped.insert(iova, Mapped { size, memory, remote });
         Ok(())
     }
 
     /// Removes the record of an unmapped mapping.
     fn forget(&mut self, iova: u64) {
         match self.mapped.remove(&iova) {
-            Some(Mapped { memory: Behind::Client, .. }) => {
+            Some(Mapped { memory: Behind::Client, remote, .. }) => {
                 self.remote -= 1;
-                self.memory.set_mapped(self.remote > 0);
+                remote.inspect(|memory| memory.unmap());
             }
             Some(Mapped { size, .. }) => self.bytes = self.bytes.saturating_sub(size),
             None => {}
@@ -208,10 +216,11 @@ impl Mappings {
         let dma = self.device.bus().dma();
         (self.remote, self.bytes) = (0, 0);
         // Each was mapped as it is. All that there is would be one byte more than can be told.
-        let mapped = std::mem::take(&mut self.mapped).into_iter();
-        let bytes =
-            mapped.filter_map(|(iova, of)| dma.unmap(iova, of.size).ok()).fold(0, u64::saturating_add);
-        self.memory.set_mapped(false);
+        let mut bytes = 0_u64;
+        for (iova, of) in std::mem::take(&mut self.mapped) {
+            bytes = bytes.saturating_add(dma.unmap(iova, of.size).unwrap_or_default());
+            of.remote.inspect(|memory| memory.unmap());
+        }
         bytes
     }
 

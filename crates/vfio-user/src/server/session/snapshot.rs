@@ -13,7 +13,6 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::channel::{Channel, Pending};
 use super::client::Client;
-use super::client_memory::ClientMemory;
 use super::dirty_log::{Log, logging_ranges};
 use super::file_memory::Source;
 use super::mappings::{Behind, Mappings};
@@ -196,8 +195,7 @@ impl Snapshot {
         client.twin = twin;
         if let Some(agreed) = &self.agreed {
             let asked = client.twin.as_ref().unwrap_or(&client.channel).clone();
-            let memory = Arc::new(ClientMemory::new(asked, limits));
-            client.mappings = Some(Mappings::new(shared, agreed, memory, client.foreign.clone()));
+            client.mappings = Some(Mappings::new(shared, agreed, asked, client.foreign.clone()));
         } else if !self.mappings.is_empty() {
             return Err(wrong("mappings of a client that has not negotiated"));
         }

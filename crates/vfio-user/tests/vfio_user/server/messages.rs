@@ -333,6 +333,27 @@ fn an_access_is_split_as_was_agreed() {
 }
 
 #[test]
+fn no_later_part_of_an_access_is_asked_for_once_the_unmap_is_answered() {
+    for way in WAYS {
+        let mut rig = Rig::with(way, Backend::capabilities().max_data_xfer_size(100));
+        rig.map(IOVA, PAGE).unwrap();
+        rig.map(IOVA + PAGE, PAGE).unwrap();
+        let worker = rig.worker(IOVA, 150);
+        let first = rig.asked();
+        let unmap = DmaUnmap::Range { iova: IOVA, size: PAGE, bitmap: None };
+        rig.peer.ask(&Request::DmaUnmap(unmap)).unwrap();
+        let other = rig.worker(IOVA + PAGE, 1);
+        let second = rig.asked();
+        rig.obey(&first);
+        assert_eq!(worker.join().unwrap(), Err(FaultCause::NotMapped), "{way:?}");
+        assert_eq!(second.iova, IOVA + PAGE, "{way:?}");
+        rig.obey(&second);
+        assert_eq!(other.join().unwrap().unwrap(), [0], "{way:?}");
+        rig.peer.leave().unwrap();
+    }
+}
+
+#[test]
 fn mappings_with_and_without_a_descriptor_make_one_memory() {
     let mut rig = Rig::new(Way::Commands);
     let file = memory(PAGE);
