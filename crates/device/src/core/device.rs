@@ -159,6 +159,7 @@ impl Shared {
     /// Opens the device for its first user.
     pub(super) fn begin_use(&self) {
         self.lock_without_waking().open();
+        self.notify_worker();
     }
 
     /// Opens and closes the device with its files from now on.
@@ -331,6 +332,7 @@ impl Core {
     pub(super) fn close(&mut self) {
         if std::mem::replace(&mut self.open, false) {
             self.driver.close_device(&self.context);
+            self.in_flight.close();
             self.describe();
         }
     }
@@ -391,7 +393,8 @@ impl Core {
     }
 
     fn advance(&mut self) -> Advanced {
-        let runs = self.context.state().is_running() && !self.power.is_suspended();
+        let is_closed = !self.open && self.opened_by == OpenedBy::Files;
+        let runs = self.context.state().is_running() && !self.power.is_suspended() && !is_closed;
         if !runs || !self.in_flight.allows_work() {
             return Advanced::Next(Next::Idle);
         }

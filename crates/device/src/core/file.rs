@@ -346,7 +346,9 @@ impl DeviceFile {
         let Core { walk, driver, context, in_flight, .. } = &mut *core;
         let from = context.state();
         let opened = is_settled.and_then(|()| walk.to(to, &mut **driver, context));
-        in_flight.arrive(from, context.state());
+        // No arc leads to ERROR.
+        let passed = walk.way(from, context.state()).chain([context.state()]);
+        in_flight.pass(passed.filter(|state| *state != from));
         self.shared.notify_worker();
         let session = walk.session();
         let now = context.state();

@@ -46,10 +46,16 @@ impl InFlight {
         self.is_known.store(false, Ordering::Release);
     }
 
-    /// Follows the device from a state to another, in which the driver may have forgotten its access. A request that
-    /// has failed tells the driver of nothing.
-    pub(super) fn arrive(&mut self, from: State, to: State) {
-        if from != to && !is_free(to) {
+    /// Forgets the access in flight of a device that is closed. Nobody waits for its end: it is the former user's memory.
+    pub(super) fn close(&mut self) {
+        self.forget();
+        self.access = None;
+    }
+
+    /// Follows the device through states, in one of which the driver may have forgotten its access. A request that has
+    /// failed tells the driver of nothing.
+    pub(super) fn pass(&mut self, mut states: impl Iterator<Item = State>) {
+        if !states.all(is_free) {
             self.forget();
         }
     }
@@ -88,7 +94,10 @@ impl Shared {
         });
         let Core { driver, context, power, in_flight, .. } = &mut **core;
         power.end_request();
-        in_flight.access = None;
+        // The device may have been closed, and have another one.
+        if Arc::ptr_eq(&in_flight.is_known, &is_known) {
+            in_flight.access = None;
+        }
         if let Some(half) = driver.async_dma().filter(|_| is_known.load(Ordering::Acquire)) {
             half.access_done(context, access, result);
         }
@@ -96,12 +105,11 @@ impl Shared {
         self.notify_settled();
     }
 
-    /// Returns the core for a change of the migration state, after which no access is in flight if `to` requires it.
-    /// EBUSY if a write does not end in time: nothing can take it back. A read is forgotten.
+    /// Returns the core for a change of the migration state, without an access in flight if the way leads through a state in
+    /// which the driver forgets one. EBUSY if a write does not end in time: nothing can take it back. A read is forgotten.
     pub(super) fn active_for_state(&self, to: State) -> (Active<'_>, Result<(), Errno>) {
         let mut active = self.active();
-        // No way to such a state leads through one that an access must not reach.
-        if is_free(to) || !active.walk.leads(active.context.state(), to) {
+        if active.walk.way(active.context.state(), to).all(is_free) {
             return (active, Ok(()));
         }
         let is_write = active.in_flight.access == Some(Access::Write);

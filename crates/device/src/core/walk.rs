@@ -56,9 +56,9 @@ impl Walk {
         if self.session_open && self.session == session { Ok(()) } else { Err(Errno::ENODEV) }
     }
 
-    /// Returns whether arcs lead from a state to another one.
-    pub(super) fn leads(&self, from: State, to: State) -> bool {
-        from != to && self.flags().is_ok_and(|flags| fsm::next(flags, from, to).is_some())
+    /// Returns the states to which arcs lead on the way from a state to another one; none if the request is refused.
+    pub(super) fn way(&self, from: State, to: State) -> impl Iterator<Item = State> {
+        fsm::path(self.flags, from, to).into_iter().flatten()
     }
 
     /// Executes the arcs to `to`, one after the other, and returns the session that the last one opened.

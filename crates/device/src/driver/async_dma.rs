@@ -13,15 +13,20 @@ use crate::bus::dma::{DmaAccess, DmaFault};
 /// ```
 /// use std::time::Duration;
 /// use whimbrel_device::dma::{DmaAccess, DmaFault};
-/// use whimbrel_device::{AsyncDma, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Next, Region};
-/// use whimbrel_device::{FileOffset, RegionInfoFlags};
+/// use whimbrel_device::{ArcError, AsyncDma, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
+/// use whimbrel_device::{FileOffset, MigrationFlags, Next, Region, RegionInfoFlags, State};
 /// use whimbrel_uapi::type1::DmaMapFlags;
 ///
 /// /// A card that writes a byte of its register to the address in the byte.
 /// #[derive(Default)]
 /// struct Stamp {
 ///     byte: u8,
+///     /// The byte is not written yet. An access in flight changes nothing of that: it may not be taken back.
 ///     is_due: bool,
+///     /// Changes with each write of the register. No part of the device's state.
+///     writes: u64,
+///     /// What is left of the state to save, or has arrived of one to load.
+///     data: Vec<u8>,
 /// }
 ///
 /// impl Driver for Stamp {
@@ -33,7 +38,20 @@ use crate::bus::dma::{DmaAccess, DmaFault};
 ///     }
 ///     fn write_region(&mut self, _: &Context, _: u32, _: u64, data: &[u8]) -> Result<usize, Errno> {
 ///         (self.byte, self.is_due) = (data[0], true);
+///         self.writes += 1;
 ///         Ok(data.len())
+///     }
+///     /// With the access, if there is one: it is not taken back.
+///     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
+///         (self.byte, self.is_due) = (0, false);
+///         Ok(())
+///     }
+///     /// The next user's memory is not this one's, also if the reset before has failed.
+///     fn close_device(&mut self, _: &Context) {
+///         self.is_due = false;
+///     }
+///     fn migration(&mut self) -> Option<&mut dyn Migration> {
+///         Some(self)
 ///     }
 ///     fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
 ///         Some(self)
@@ -43,22 +61,61 @@ use crate::bus::dma::{DmaAccess, DmaFault};
 /// impl AsyncDma for Stamp {
 ///     fn next_access(&mut self, _: &Context) -> Option<DmaAccess> {
 ///         let access = DmaAccess::write(self.byte.into(), vec![self.byte]);
-///         self.is_due.then_some(access.tag(self.byte.into()))
+///         self.is_due.then_some(access.tag(self.writes))
 ///     }
 ///     fn access_done(&mut self, _: &Context, access: DmaAccess, _: Result<(), DmaFault>) {
-///         // The register may have changed meanwhile.
-///         self.is_due &= access.tag != u64::from(self.byte);
+///         // The register may have been written meanwhile.
+///         self.is_due &= access.tag != self.writes;
 ///     }
 /// }
 ///
-/// let device = DeviceFile::new("stamp", |_| Stamp::default());
+/// /// An access that was begun and is not taken back is begun again where the device runs next.
+/// impl Migration for Stamp {
+///     fn flags(&self) -> MigrationFlags {
+///         MigrationFlags::STOP_COPY
+///     }
+///     fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
+///         if from == State::Resuming {
+///             let [byte, is_due @ 0..=1] = self.data[..] else { return Err(Errno::EINVAL.into()) };
+///             (self.byte, self.is_due) = (byte, is_due == 1);
+///         }
+///         self.data.clear();
+///         if to == State::StopCopy {
+///             self.data.extend([self.byte, self.is_due.into()]);
+///         }
+///         Ok(())
+///     }
+///     fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
+///         Ok(2)
+///     }
+///     fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
+///         let count = buffer.len().min(self.data.len());
+///         buffer[..count].copy_from_slice(&self.data[..count]);
+///         self.data.drain(..count);
+///         Ok(count)
+///     }
+///     fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
+///         let count = data.len().min(2 - self.data.len());
+///         self.data.extend(&data[..count]);
+///         if count == 0 { Err(Errno::EINVAL) } else { Ok(count) }
+///     }
+/// }
+///
 /// # let memory = std::fs::File::from(rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty())?);
 /// # memory.set_len(0x1000)?;
-/// device.bus().dma().map(0, 0x1000, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0))?;
-/// device.write_region(0, 0, &[7])?;
-/// while device.advance(Duration::ZERO) == Next::Now {}
+/// let [source, destination] = ["source", "destination"].map(|name| DeviceFile::new(name, |_| Stamp::default()));
+/// source.write_region(0, 0, &[7])?;
+/// let saved = source.set_mig_state(State::StopCopy)?.expect("a new session");
+/// let loaded = destination.set_mig_state(State::Resuming)?.expect("a new session");
+/// let mut state = [0; 2];
+/// assert_eq!(saved.read(&mut state)?, loaded.write(&state)?);
+/// destination.set_mig_state(State::Running)?;
+///
+/// let dma = destination.bus().dma();
+/// dma.map(0, 0x1000, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0))?;
+/// while destination.advance(Duration::ZERO) == Next::Now {}
 /// let mut byte = [0];
-/// device.bus().dma().read(7, &mut byte)?;
+/// dma.read(7, &mut byte)?;
 /// assert_eq!(byte, [7]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -72,9 +129,9 @@ pub trait AsyncDma {
     /// Takes the access back, with its result. [`Driver::advance`](crate::Driver::advance) is called next.
     ///
     /// Meanwhile the device may have served requests that make the access pointless: tell it by
-    /// [`DmaAccess::tag`]. Before a reset, and before an arc on the way to any state but RUNNING and PRE_COPY, the core
-    /// waits for the access. It is not taken back if it does not end in time: a driver that is reset, or arrives in
-    /// such a state, forgets it, and returns it from [`AsyncDma::next_access`] again if the device still needs it when
-    /// it runs.
+    /// [`DmaAccess::tag`]. Before a reset, and before an arc to any state but RUNNING and PRE_COPY, the core waits for
+    /// the access. It is not taken back if it does not end in time, nor after the device is closed: a driver that is
+    /// reset, is closed, or arrives in such a state, forgets it. If the device still needs it when it runs,
+    /// [`AsyncDma::next_access`] returns it again; of a device that is closed the next user must not get it.
     fn access_done(&mut self, context: &Context, access: DmaAccess, result: Result<(), DmaFault>);
 }

@@ -47,6 +47,8 @@ pub trait Driver: Send {
 
     /// Handles the last close of the device (`vfio_device_ops.close_device`), after a reset if possible. A device that is
     /// dropped while it is open is closed without a reset.
+    ///
+    /// A driver that could not be reset ends its device's DMA here: the memory of the next user is not that of this one.
     fn close_device(&mut self, context: &Context) {
         let _ = context;
     }
@@ -169,7 +171,7 @@ pub trait Driver: Send {
     }
 
     /// Returns the half whose accesses to memory the core makes, without keeping requests waiting; `None` for a driver
-    /// that makes its own. The result never changes.
+    /// that makes its own. Whether there is one never changes.
     fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
         None
     }
@@ -201,7 +203,7 @@ pub trait Driver: Send {
     }
 
     /// Advances the device's own work by a small step: submitted jobs, changing state. Called only in a state where
-    /// the device runs.
+    /// the device runs, and not while it is closed.
     ///
     /// A [`Worker`](crate::Worker) calls it ([`WorkingDevice::start`](crate::WorkingDevice::start)), or the owner of the
     /// device ([`DeviceFile::advance`](crate::DeviceFile::advance)); without either it is never called.

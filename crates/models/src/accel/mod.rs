@@ -316,6 +316,13 @@ fn pci_config(state_bytes: u64) -> PciConfig {
 }
 
 impl Driver for Accel {
+    /// Switches the queue off, which only a failed reset has left on: the memory of the next user is not that of this one.
+    fn close_device(&mut self, _: &Context) {
+        self.machine.registers.write(REGISTER_CONTROL, 0);
+        self.machine.job = None;
+        self.forget_access();
+    }
+
     fn info(&self) -> Info {
         let atomics = PciAtomicFlags::COMP32 | PciAtomicFlags::COMP64;
         self.function.info().capabilities(vec![DeviceCapability::PciAtomicComp(atomics)])

@@ -108,7 +108,8 @@ impl Accel {
     /// Executes about [`SLICE_BYTES`] of work, if the function may start DMA, up to an access that waits for the
     /// memory's owner. Returns whether work remains.
     pub(super) fn work(&mut self) -> bool {
-        if self.function.dma().is_none() {
+        // One that waits is already made of its step.
+        if self.function.dma().is_none() || self.waits_for.is_some() {
             return false;
         }
         let mut budget = SLICE_BYTES;

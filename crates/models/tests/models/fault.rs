@@ -3,8 +3,14 @@
 use std::time::{Duration, Instant};
 
 use whimbrel_device::wrap::fault::Faults;
-use whimbrel_device::{DeviceFile, Errno, State};
+use whimbrel_device::{
+    Container, DeviceFile, Errno, FileOffset, Group, Next, OpenDevice, State, Translation,
+};
 use whimbrel_models::Model;
+use whimbrel_models::accel::Descriptor;
+use whimbrel_models::accel::guest::{GuestDriver, Rings};
+use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
+use whimbrel_uapi::type1::DmaMapFlags;
 
 /// A device with 64 KiB of state, and these faults.
 fn accel(faults: &str) -> DeviceFile {
@@ -192,4 +198,40 @@ fn a_model_that_migrates_through_a_region_fails_there_too() {
     let faults: Faults = "reset: EIO".parse().unwrap();
     let device = model.open_with_faults("accel", faults).unwrap().into_device();
     assert_eq!(device.reset(), Err(Errno::EIO));
+}
+
+/// Opens the device of a group for a user.
+fn open(group: &Group) -> OpenDevice {
+    let (file, container) = (group.open().unwrap(), Container::default());
+    file.set_container(&container).unwrap();
+    container.set_iommu(VFIO_TYPE1V2_IOMMU.into()).unwrap();
+    file.device("accel").unwrap()
+}
+
+#[test]
+fn a_job_of_a_device_that_could_not_be_reset_at_its_close_does_not_reach_the_next_user() {
+    const SIZE: u64 = 0x10000;
+    let device = accel("reset: EIO");
+    let group = Group::new(Translation::Emulated, vec![device.clone()]).unwrap();
+    let dma = device.bus().dma();
+    let map = || {
+        let memory = std::fs::File::from(
+            rustix::fs::memfd_create(c"memory", rustix::fs::MemfdFlags::empty()).unwrap(),
+        );
+        memory.set_len(SIZE).unwrap();
+        dma.map(0, SIZE, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0)).unwrap();
+    };
+    let first = open(&group);
+    map();
+    let mut driver = GuestDriver::start(device.clone(), Rings::new(0, 0x1000, 4)).unwrap();
+    driver.put(&Descriptor::fill(1, 0x2000, 8, 5)).unwrap();
+    driver.ring().unwrap();
+    drop(first);
+    dma.unmap(0, SIZE).unwrap();
+    let _second = open(&group);
+    map();
+    while device.advance(Duration::ZERO) == Next::Now {}
+    let mut memory = vec![0; SIZE as usize];
+    dma.read(0, &mut memory).unwrap();
+    assert!(memory.iter().all(|byte| *byte == 0), "the device writes to the memory of the next user");
 }

@@ -22,7 +22,7 @@ impl ClientMemory {
         ClientMemory { channel, limits, is_mapped: AtomicBool::new(true) }
     }
 
-    /// Ends the mapping. From the answer to the unmap on, the client is not asked for this memory, whenever an access
+    /// Ends the mapping. No request for this memory follows the answer to the unmap on the same socket, whenever an access
     /// has found its mapping.
     pub(super) fn unmap(&self) {
         self.is_mapped.store(false, Ordering::Release);

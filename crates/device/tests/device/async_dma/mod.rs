@@ -1,220 +1,21 @@
 //! Accesses to memory that the core makes while a device serves requests.
 
-use std::fs::File;
+mod support;
+mod users;
+
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use whimbrel_device::dma::{DmaAccess, DmaFault, FaultCause};
+use whimbrel_device::dma::FaultCause;
 use whimbrel_device::wrap::migration_region::MigrationRegion;
-use whimbrel_device::{
-    ArcError, AsyncDma, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, FileOffset, Info, LowPower,
-    Migration, MigrationFlags, Next, Region, RegionInfoFlags, RemoteMemory, State, WorkingDevice,
-};
+use whimbrel_device::{DeviceFile, Errno, Next, State, WorkingDevice};
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::region::{Layout, Version};
-use whimbrel_uapi::type1::DmaMapFlags;
 
-const PAGE: u64 = 4096;
-const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
-
-/// What a test sees of a [`Copier`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
-    Done(bool),
-    Suspend,
-    Reset,
-    Arc(State),
-}
-
-/// Reads or writes a byte at the address in its register, once for each write of the register.
-struct Copier {
-    is_write: bool,
-    due: Option<u64>,
-    seen: Sender<Seen>,
-}
-
-impl Driver for Copier {
-    fn info(&self) -> Info {
-        Info::new(DeviceInfoFlags::PCI | DeviceInfoFlags::RESET).num_regions(1)
-    }
-
-    fn region(&self, _: u32) -> Result<Region, Errno> {
-        Ok(Region::new(RegionInfoFlags::READ | RegionInfoFlags::WRITE, 8))
-    }
-
-    fn read_region(&mut self, _: &Context, _: u32, _: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        Ok(data.len())
-    }
-
-    fn write_region(&mut self, _: &Context, _: u32, _: u64, data: &[u8]) -> Result<usize, Errno> {
-        self.due = data.try_into().ok().map(u64::from_ne_bytes);
-        Ok(data.len())
-    }
-
-    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
-        self.due = None;
-        self.seen.send(Seen::Reset).unwrap();
-        Ok(())
-    }
-
-    fn migration(&mut self) -> Option<&mut dyn Migration> {
-        Some(self)
-    }
-
-    fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
-        Some(self)
-    }
-
-    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
-        Some(self)
-    }
-}
-
-/// A copier that cannot migrate.
-struct NoMigration(Copier);
-
-impl Driver for NoMigration {
-    fn info(&self) -> Info {
-        self.0.info()
-    }
-
-    fn region(&self, index: u32) -> Result<Region, Errno> {
-        self.0.region(index)
-    }
-
-    fn write_region(
-        &mut self,
-        context: &Context,
-        index: u32,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<usize, Errno> {
-        self.0.write_region(context, index, offset, data)
-    }
-
-    fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
-        Some(&mut self.0)
-    }
-}
-
-impl AsyncDma for Copier {
-    fn next_access(&mut self, context: &Context) -> Option<DmaAccess> {
-        assert!(context.state().is_running());
-        // Two bytes at the end of a page, and one elsewhere.
-        let last = |iova| iova % PAGE == PAGE - 1;
-        let data = vec![7; if self.due.is_some_and(last) { 2 } else { 1 }];
-        let access = if self.is_write { DmaAccess::write } else { DmaAccess::read };
-        self.due.map(|iova| access(iova, data))
-    }
-
-    fn access_done(&mut self, _: &Context, _: DmaAccess, result: Result<(), DmaFault>) {
-        self.due = None;
-        self.seen.send(Seen::Done(result.is_ok())).unwrap();
-    }
-}
-
-impl Migration for Copier {
-    fn flags(&self) -> MigrationFlags {
-        MigrationFlags::STOP_COPY | MigrationFlags::P2P | MigrationFlags::PRE_COPY
-    }
-    fn arc(&mut self, _: &Context, _: State, to: State) -> Result<(), ArcError> {
-        self.seen.send(Seen::Arc(to)).unwrap();
-        Ok(())
-    }
-    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
-        Ok(0)
-    }
-    fn read(&mut self, _: &Context, _: &mut [u8]) -> Result<usize, Errno> {
-        Ok(0)
-    }
-    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
-        Ok(data.len())
-    }
-}
-
-impl LowPower for Copier {
-    fn suspend(&mut self, _: &Context) {
-        self.seen.send(Seen::Suspend).unwrap();
-    }
-    fn resume(&mut self, _: &Context) {}
-}
-
-/// Memory whose owner answers when the test says so.
-#[derive(Debug)]
-struct Slow {
-    asked: Sender<u64>,
-    answers: Mutex<Receiver<()>>,
-    may_outlive: bool,
-}
-
-impl Slow {
-    fn wait(&self, iova: u64, deadline: Instant) -> Result<(), Errno> {
-        self.asked.send(iova).unwrap();
-        let left = deadline.saturating_duration_since(Instant::now());
-        self.answers.lock().recv_timeout(left).map_err(|_| Errno::ETIMEDOUT)
-    }
-}
-
-impl RemoteMemory for Slow {
-    fn read(&self, iova: u64, _: &mut [u8], deadline: Instant) -> Result<(), Errno> {
-        self.wait(iova, deadline)
-    }
-    fn write(&self, iova: u64, _: &[u8], deadline: Instant) -> Result<(), Errno> {
-        self.wait(iova, deadline)
-    }
-    fn may_outlive_mapping(&self) -> bool {
-        self.may_outlive
-    }
-}
-
-struct Rig {
-    device: WorkingDevice,
-    seen: Receiver<Seen>,
-    asked: Receiver<u64>,
-    answer: Sender<()>,
-}
-
-impl Rig {
-    fn new(is_write: bool) -> Rig {
-        Rig::of(is_write, Into::into)
-    }
-
-    fn of(is_write: bool, driver: impl FnOnce(Copier) -> Box<dyn Driver>) -> Rig {
-        let (sender, seen) = channel();
-        let device = DeviceFile::new("copier", |_| driver(Copier { is_write, due: None, seen: sender }));
-        let (asked, answer) = slow(&device, true);
-        Rig { device: WorkingDevice::start(device).unwrap(), seen, asked, answer }
-    }
-
-    /// Gives the device an access that has begun once this returns.
-    fn begin(&self) {
-        self.device.write_region(0, 0, &0x10_u64.to_ne_bytes()).unwrap();
-        assert_eq!(self.asked.recv().unwrap(), 0x10);
-    }
-
-    fn next(&self) -> Seen {
-        self.seen.recv_timeout(Duration::from_secs(20)).unwrap()
-    }
-}
-
-/// A page of this process.
-fn near() -> FileOffset {
-    let file = File::from(rustix::fs::memfd_create(c"near", rustix::fs::MemfdFlags::empty()).unwrap());
-    file.set_len(PAGE).unwrap();
-    FileOffset::new(file, 0)
-}
-
-/// Maps a page at 0 whose owner waits.
-fn slow(device: &DeviceFile, may_outlive: bool) -> (Receiver<u64>, Sender<()>) {
-    let (asked, asks) = channel();
-    let (answer, answers) = channel();
-    let memory = Slow { asked, answers: Mutex::new(answers), may_outlive };
-    device.bus().dma().map_remote(0, PAGE, BOTH, Arc::new(memory)).unwrap();
-    (asks, answer)
-}
+use self::support::*;
 
 #[test]
 fn requests_are_served_while_an_access_waits() {
@@ -289,7 +90,12 @@ fn the_rest_of_a_forgotten_access_is_not_begun() {
     for is_write in [false, true] {
         let rig = Rig::new(is_write);
         let (sender, far) = channel();
-        let memory = Slow { asked: sender, answers: Mutex::new(channel().1), may_outlive: true };
+        let memory = Slow {
+            asked: sender,
+            answers: Mutex::new(channel().1),
+            may_outlive: true,
+            max_bytes: usize::MAX,
+        };
         let dma = rig.device.bus().dma();
         if is_write {
             dma.map(PAGE, PAGE, BOTH, near()).unwrap();
@@ -313,6 +119,25 @@ fn the_rest_of_a_forgotten_access_is_not_begun() {
             dma.read(PAGE, &mut byte).unwrap();
             assert_eq!(byte, [0], "a device that was reset writes");
         }
+        rig.answer.send(()).unwrap();
+    }
+}
+
+#[test]
+fn no_later_part_of_a_forgotten_access_is_asked_for() {
+    for is_write in [false, true] {
+        let rig = Rig::new(is_write);
+        let (sender, asked) = channel();
+        let (answer, answers) = channel();
+        let memory = Slow { asked: sender, answers: Mutex::new(answers), may_outlive: true, max_bytes: 1 };
+        rig.device.bus().dma().map_remote(PAGE, PAGE, BOTH, Arc::new(memory)).unwrap();
+        rig.device.write_region(0, 0, &(2 * PAGE - 2).to_ne_bytes()).unwrap();
+        assert_eq!(asked.recv(), Ok(2 * PAGE - 2));
+        rig.device.reset().unwrap();
+        answer.send(()).unwrap();
+        rig.device.reset().unwrap();
+        rig.begin();
+        assert!(asked.try_recv().is_err(), "a device that was reset asks for memory");
         rig.answer.send(()).unwrap();
     }
 }
@@ -431,6 +256,40 @@ fn a_device_behind_a_migration_region_makes_its_accesses_too() {
 }
 
 #[test]
+fn a_way_through_a_state_that_forgets_accesses_waits_for_the_access() {
+    for is_write in [false, true] {
+        let rig = Rig::new(is_write);
+        rig.device.set_mig_state(State::PreCopyP2p).unwrap();
+        let arcs = [State::RunningP2p, State::PreCopyP2p].map(Seen::Arc);
+        assert_eq!([rig.next(), rig.next()], arcs);
+        rig.begin();
+        std::thread::scope(|scope| {
+            let change = scope.spawn(|| rig.device.set_mig_state(State::Running).map(drop));
+            // Ends no later than the change may wait for it.
+            std::thread::sleep(Duration::from_millis(30));
+            rig.answer.send(()).unwrap();
+            assert_eq!(change.join().unwrap(), Ok(()));
+        });
+        let arcs = [State::RunningP2p, State::Running].map(Seen::Arc);
+        assert_eq!([rig.next(), rig.next(), rig.next()], [Seen::Done(true), arcs[0], arcs[1]]);
+    }
+}
+
+#[test]
+fn a_read_that_its_device_has_forgotten_on_the_way_is_made_again() {
+    let rig = Rig::new(false);
+    rig.device.set_mig_state(State::PreCopyP2p).unwrap();
+    rig.begin();
+    rig.device.set_mig_state(State::Running).unwrap();
+    rig.answer.send(()).unwrap();
+    assert_eq!(rig.asked.recv(), Ok(0x10), "the driver is told of a read that it has forgotten");
+    rig.answer.send(()).unwrap();
+    let arcs = [State::RunningP2p, State::PreCopyP2p, State::RunningP2p, State::Running].map(Seen::Arc);
+    assert_eq!([(); 4].map(|()| rig.next()), arcs);
+    assert_eq!(rig.next(), Seen::Done(true));
+}
+
+#[test]
 fn mappings_and_logs_change_while_an_owner_is_asked_and_a_new_log_has_the_write() {
     let device = DeviceFile::new("copier", |_| Copier { is_write: true, due: None, seen: channel().0 });
     let (asked, answer) = slow(&device, true);
@@ -476,7 +335,8 @@ fn an_access_ends_with_a_fault_where_its_mapping_went_meanwhile() {
     let (more, _answers) = {
         let (sender, receiver) = channel();
         let (answer, answers) = channel();
-        let memory = Slow { asked: sender, answers: Mutex::new(answers), may_outlive: true };
+        let memory =
+            Slow { asked: sender, answers: Mutex::new(answers), may_outlive: true, max_bytes: usize::MAX };
         dma.map_remote(PAGE, PAGE, BOTH, Arc::new(memory)).unwrap();
         (receiver, answer)
     };
