@@ -234,16 +234,16 @@ fn a_worker_is_woken_by_writes_that_give_the_device_work_and_by_a_reset() {
         }
     };
     wait_for(1);
-    for _ in 0..100 {
+    for round in 0..100 {
+        // A worker that this one wakes advances the device once more.
         device.write_region(0, 0, &[0]).unwrap();
+        std::thread::yield_now();
+        device.write_region(0, 0, &[1]).unwrap();
+        wait_for(round + 2);
     }
-    // A worker that one of them has woken would have advanced the device before this one lets it.
-    std::thread::sleep(Duration::from_millis(5));
-    assert_eq!(advances(), 1);
-    device.write_region(0, 0, &[1]).unwrap();
-    wait_for(2);
+    assert_eq!(advances(), 101);
     device.reset().unwrap();
-    wait_for(3);
+    wait_for(102);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use whimbrel_uapi::device::{
 
 use super::mediators::Vendor;
 use super::{MediateCapabilities, Mediation, Mediators, Opened, PlainDevice};
+use crate::bus::dma::{DmaAccess, DmaFault};
 use crate::wrap::forward::{forward, make_access};
 
 use crate::driver::{AsyncDma, Context, DmaLogging, Driver, Migration, Next};
@@ -276,14 +277,31 @@ impl Driver for Mediated {
         make_access(&mut *self.driver, &context).unwrap_or(next)
     }
 
-    // With a vendor's region they are made by `advance`: a write to the region may stop the device.
     fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
-        if self.migrates_by_region() { None } else { self.driver.async_dma() }
+        if self.driver.async_dma().is_some() { Some(self) } else { None }
     }
 
     fn has_work(&self) -> bool {
         // A vendor's part may have work of its own, and a write to its region may let the device run.
         self.current.is_some() || self.driver.has_work()
+    }
+}
+
+impl AsyncDma for Mediated {
+    fn next_access(&mut self, context: &Context) -> Option<DmaAccess> {
+        let context = self.behind(context);
+        // With a vendor's region they are made by `advance`: a write to the region may stop the device.
+        if self.migrates_by_region() || !context.state().is_running() {
+            return None;
+        }
+        self.driver.async_dma()?.next_access(&context)
+    }
+
+    fn access_done(&mut self, context: &Context, access: DmaAccess, result: Result<(), DmaFault>) {
+        let context = self.behind(context);
+        if let Some(half) = self.driver.async_dma() {
+            half.access_done(&context, access, result);
+        }
     }
 }
 

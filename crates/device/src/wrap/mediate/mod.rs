@@ -152,9 +152,11 @@ pub trait Mediation: Send {
         state
     }
 
-    /// Lets the device do some of its own work, or keeps it from working.
+    /// Lets the device do some of its own work, or keeps it from working. The default is that it works if it runs in its
+    /// [`state`](Mediation::state).
     fn advance(&mut self, device: PlainDevice<'_>) -> Next {
-        device.driver.advance(device.context)
+        let context = device.context.with_state(self.state(device.context.state()));
+        if context.state().is_running() { device.driver.advance(&context) } else { Next::Idle }
     }
 }
 

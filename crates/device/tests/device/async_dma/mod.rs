@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use whimbrel_device::dma::FaultCause;
+use whimbrel_device::wrap::mediate::{
+    Access, MediateCapabilities, MediateOps, Mediated, Mediation, Mediators, Opened, PlainDevice,
+};
 use whimbrel_device::wrap::migration_region::MigrationRegion;
-use whimbrel_device::{DeviceFile, Errno, Next, State, WorkingDevice};
+use whimbrel_device::{Bus, Context, DeviceFile, Driver, Errno, Next, State, WorkingDevice};
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::region::{Layout, Version};
@@ -253,6 +256,76 @@ fn a_device_behind_a_migration_region_makes_its_accesses_too() {
     rig.begin();
     rig.answer.send(()).unwrap();
     assert_eq!(rig.next(), Seen::Done(true));
+}
+
+/// A vendor that mediates each device, and adds these features.
+struct Vendor(MediateCapabilities);
+
+impl MediateOps for Vendor {
+    fn name(&self) -> &'static str {
+        "vendor"
+    }
+    fn open(&self, _: PlainDevice<'_>) -> Result<Opened, Errno> {
+        Ok(Opened::new(self.0, Halting(None)))
+    }
+}
+
+/// Passes everything through, until it has brought the device to a state of its own.
+struct Halting(Option<State>);
+
+impl Mediation for Halting {
+    fn write(&mut self, _: PlainDevice<'_>, _: u32, offset: u64, _: &[u8]) -> Access<usize> {
+        if offset == 0 {
+            return Access::PassThrough;
+        }
+        self.0 = if self.0.is_some() { None } else { Some(State::Stop) };
+        Access::Answered(Ok(1))
+    }
+    fn state(&self, state: State) -> State {
+        self.0.unwrap_or(state)
+    }
+}
+
+fn mediated(capabilities: MediateCapabilities) -> impl FnOnce(Copier) -> Box<dyn Driver> {
+    move |copier| {
+        let vendors = Mediators::new();
+        vendors.register(Arc::new(Vendor(capabilities))).unwrap();
+        Mediated::new(copier, vendors).into()
+    }
+}
+
+#[test]
+fn a_mediated_device_has_asynchronous_accesses_whatever_its_vendor_adds() {
+    for capabilities in [MediateCapabilities::empty(), MediateCapabilities::MIGRATION] {
+        let (seen, _seen) = channel();
+        let mut driver = mediated(capabilities)(Copier { is_write: true, due: None, seen });
+        let context = Context::new(Bus::default());
+        let mut has_half = vec![driver.async_dma().is_some()];
+        driver.open_device(&context);
+        has_half.push(driver.async_dma().is_some());
+        driver.close_device(&context);
+        has_half.push(driver.async_dma().is_some());
+        assert_eq!(has_half, [true; 3], "{capabilities:?}");
+    }
+}
+
+#[test]
+fn a_mediated_device_makes_its_accesses_while_its_vendor_lets_it_run() {
+    for capabilities in [MediateCapabilities::empty(), MediateCapabilities::MIGRATION] {
+        let rig = Rig::of(true, mediated(capabilities));
+        rig.begin();
+        rig.answer.send(()).unwrap();
+        assert_eq!(rig.next(), Seen::Done(true), "{capabilities:?}");
+        let halt = || rig.device.write_region(0, 7, &[0]).unwrap();
+        halt();
+        rig.device.write_region(0, 0, &0x10_u64.to_ne_bytes()).unwrap();
+        assert_eq!(rig.device.advance(Duration::ZERO), Next::Idle, "{capabilities:?}");
+        assert!(rig.asked.try_recv().is_err(), "a device that its vendor has stopped asks for memory");
+        halt();
+        assert_eq!(rig.asked.recv(), Ok(0x10), "{capabilities:?}");
+        rig.answer.send(()).unwrap();
+        assert_eq!(rig.next(), Seen::Done(true), "{capabilities:?}");
+    }
 }
 
 #[test]
