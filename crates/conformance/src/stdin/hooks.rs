@@ -77,7 +77,13 @@ impl OwnHooks {
         let connection = found.ok_or_else(|| {
             Error::unusable(device.name(), format!("its program has ended, and cannot answer '{what}'"))
         })?;
-        let reply = connection.ask(request).map_err(|failure| failure.of(device.name(), what))?;
+        let reply = connection.ask(request).map_err(|failure| match failure {
+            // Without an errno: none is an answer of the device.
+            Failure::Errno(errno) => {
+                Error::unusable(device.name(), format!("its hook '{what}' failed: {errno:?}"))
+            }
+            failure @ Failure::Complaint(_) => failure.of(device.name(), what),
+        })?;
         Ok((connection, reply))
     }
 }

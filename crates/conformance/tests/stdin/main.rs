@@ -120,6 +120,24 @@ fn a_program_that_breaks_the_protocol_fails_with_the_request_and_the_reason() {
 }
 
 #[test]
+fn a_hook_that_fails_says_nothing_of_the_driver() {
+    for (hooks, id, hook) in [
+        ("look) echo error 5;;", "v2/round-trip/over-another-state", "look"),
+        ("look) echo ok 0;; change) echo error 5;;", "v2/round-trip/registers", "change"),
+        (
+            "map) echo ok 0;; dma-write) case $a in 0) echo ok;; *) echo error 5;; esac;;",
+            "v2/stop/no-dma",
+            "dma-write",
+        ),
+    ] {
+        let report = only(&script(hooks), id);
+        let found = result(&report).found.clone().unwrap_or_default();
+        assert_eq!(result(&report).verdict, Verdict::Inconclusive, "{hooks}: {report}");
+        assert!(found.ends_with(&format!("its hook '{hook}' failed: EIO")), "{hooks}: {found}");
+    }
+}
+
+#[test]
 fn a_silent_program_is_killed_and_the_next_case_has_a_new_one() {
     let program = script("set-state) sleep 1000;;").timeout(SHORT);
     let mut config = Config::default();
