@@ -11,18 +11,19 @@
 //!
 //! ```
 //! use whimbrel_models::Model;
-//! use whimbrel_user::{Local, Migratable, SavingRead};
+//! use whimbrel_user::{Local, Migratable, SavingRead, State};
 //!
 //! let model: Model = "serial".parse()?;
 //! let opened = model.open("serial 0")?;
 //! let mut device = Local::new(opened);
-//! let mut data = device.set_state(whimbrel_user::State::StopCopy)?.expect("a new session");
+//! let mut data = device.go_to(State::StopCopy)?.expect("a new session");
 //! let mut state = Vec::new();
 //! let mut buffer = [0; 4096];
 //! while let SavingRead::Data(count) = data.read(&mut buffer)? {
 //!     state.extend_from_slice(&buffer[..count]);
 //! }
 //! assert_eq!(state.len(), 60);
+//! device.go_to(State::Running)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

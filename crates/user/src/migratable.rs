@@ -55,7 +55,8 @@ pub trait Migratable: Send {
     /// Returns the current state.
     fn state(&mut self) -> Result<State>;
 
-    /// Brings the device to a state, and returns the data file if this opened a session.
+    /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: the request alone, which returns the data file if it opened a session.
+    /// [`Migratable::go_to`] does not take a driver's word for it.
     ///
     /// After an error the device may be in any state on the path: query it with [`Migratable::state`]. Only
     /// [`Migratable::reset`] leaves ERROR.

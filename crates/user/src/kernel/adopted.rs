@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 ///
 /// fn begin_migration(device_fd: BorrowedFd<'_>) -> Result<()> {
 ///     let mut device = Adopted::duplicate("0000:3b:00.2", device_fd)?;
-///     let data = device.set_state(State::PreCopy)?;
+///     let data = device.go_to(State::PreCopy)?;
 ///     // ...
 ///     Ok(())
 /// }

@@ -38,11 +38,12 @@
 //! let mut device = region::adapt(device)?;
 //! assert_eq!(device.migration_flags()?, Some(MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY));
 //! assert_eq!(device.region_version(), Some(Version::V1));
-//! let mut data = device.set_state(State::StopCopy)?.expect("a new session");
+//! let mut data = device.go_to(State::StopCopy)?.expect("a new session");
 //! let mut buffer = [0; 4096];
 //! assert_eq!(data.read(&mut buffer)?, SavingRead::Data(60));
 //! assert!(data.ends_transaction());
 //! assert_eq!(data.read(&mut buffer)?, SavingRead::End);
+//! device.go_to(State::Running)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -25,7 +25,7 @@
 //! let mut device = Timed::new(Box::new(device), Duration::from_millis(50))?;
 //! assert_eq!(device.state()?, State::Running);
 //!
-//! let error = device.set_state(State::StopCopy).unwrap_err();
+//! let error = device.go_to(State::StopCopy).unwrap_err();
 //! let request = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to STOP_COPY";
 //! assert_eq!(error.to_string(), format!("console: {request} has not returned for 50 ms"));
 //! assert!(matches!(device.state(), Err(Error::Lost { .. })));
