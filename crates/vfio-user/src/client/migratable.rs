@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, DeviceSetup, Identity, Info, Migratable, ResetRule, Result};
+use whimbrel_user::{DataFile, DeviceSetup, Error, Identity, Info, Migratable, Operation, ResetRule, Result};
 
 use super::connection::Connection;
 use super::deviations::Deviation;
@@ -48,6 +48,65 @@ fn channel(
             channel.map(Some).map_err(|_| "the session's descriptor is not a stream socket")
         }
         _ => Err("data_fd does not match the descriptors"),
+    }
+}
+
+/// Names the change of the state in its own error as for any other device: users tell it from other requests.
+fn of_state_change(error: Error, to: State) -> Error {
+    let change = Operation::SetState(to);
+    let is_it = |request: &Operation| request.to_string() == change.to_string();
+    match error {
+        Error::Request { device, request, errno } if is_it(&request) => {
+            Error::request(&device, change, errno)
+        }
+        Error::Answer { device, request, what } if is_it(&request) => Error::answer(&device, change, what),
+        error => error,
+    }
+}
+
+impl Client {
+    /// The device's previous state determines whether a session begins: a reply with a channel confirms it, one
+    /// without does not deny it.
+    fn change_state(&mut self, to: State) -> Result<Option<DataFile>> {
+        let connection = &mut *self.connection();
+        let extensions = connection.agreed.extensions();
+        let what = || Operation::SetState(to).to_string();
+        if is_p2p(to) && !extensions.p2p {
+            return Err(connection.refused(what(), Errno::EINVAL));
+        }
+        connection.check_migration(&what())?;
+        let flags = migration_flags(connection)?;
+        let from = state(connection)?;
+        if let Some(kept) = &mut connection.kept {
+            kept.migration.requested(to);
+        }
+        let data = [to.number().to_ne_bytes(), (-1_i32).to_ne_bytes()].concat();
+        let (asked, set) = (Feature::MigDeviceState, FeatureFlags::SET);
+        let (reply, descriptors) = feature_with_descriptors(connection, what, asked, set, &data, 0)?;
+        if reply.first_chunk() != Some(&to.number().to_ne_bytes()) {
+            return Err(connection.invalid_reply(what(), "the reply has a different state"));
+        }
+        self.state.set(to);
+        if let Some(kept) = &mut connection.kept {
+            kept.migration.confirmed(to);
+        }
+        let opened = session::opened_by(flags, from, to);
+        let channel = match channel(connection, &reply, descriptors) {
+            Ok(channel) if channel.is_none() || opened.is_some() => channel,
+            Ok(_) => {
+                return Err(
+                    connection.invalid_reply(what(), "a data channel for an arc that opens no session")
+                );
+            }
+            Err(why) => return Err(connection.invalid_reply(what(), why)),
+        };
+        // A request needs the connection in the handle.
+        Ok(opened.zip(connection.handle()).map(|(direction, handle)| {
+            connection.sessions.fetch_add(1, Ordering::AcqRel);
+            let (sessions, state) = (connection.sessions.clone(), self.state.clone());
+            let file = RemoteFile::new(handle, channel, extensions, direction, state, sessions);
+            DataFile::new(self.name.clone(), direction, self.state.clone(), Box::new(file))
+        }))
     }
 }
 
@@ -142,48 +201,8 @@ impl Migratable for Client {
         Ok(state)
     }
 
-    /// The device's previous state determines whether a session begins: a reply with a channel confirms it, one
-    /// without does not deny it.
     fn set_state(&mut self, to: State) -> Result<Option<DataFile>> {
-        let connection = &mut *self.connection();
-        let extensions = connection.agreed.extensions();
-        let what = || format!("{} to {to}", Feature::MigDeviceState);
-        if is_p2p(to) && !extensions.p2p {
-            return Err(connection.refused(what(), Errno::EINVAL));
-        }
-        connection.check_migration(&what())?;
-        let flags = migration_flags(connection)?;
-        let from = state(connection)?;
-        if let Some(kept) = &mut connection.kept {
-            kept.migration.requested(to);
-        }
-        let data = [to.number().to_ne_bytes(), (-1_i32).to_ne_bytes()].concat();
-        let (asked, set) = (Feature::MigDeviceState, FeatureFlags::SET);
-        let (reply, descriptors) = feature_with_descriptors(connection, what, asked, set, &data, 0)?;
-        if reply.first_chunk() != Some(&to.number().to_ne_bytes()) {
-            return Err(connection.invalid_reply(what(), "the reply has a different state"));
-        }
-        self.state.set(to);
-        if let Some(kept) = &mut connection.kept {
-            kept.migration.confirmed(to);
-        }
-        let opened = session::opened_by(flags, from, to);
-        let channel = match channel(connection, &reply, descriptors) {
-            Ok(channel) if channel.is_none() || opened.is_some() => channel,
-            Ok(_) => {
-                return Err(
-                    connection.invalid_reply(what(), "a data channel for an arc that opens no session")
-                );
-            }
-            Err(why) => return Err(connection.invalid_reply(what(), why)),
-        };
-        // A request needs the connection in the handle.
-        Ok(opened.zip(connection.handle()).map(|(direction, handle)| {
-            connection.sessions.fetch_add(1, Ordering::AcqRel);
-            let (sessions, state) = (connection.sessions.clone(), self.state.clone());
-            let file = RemoteFile::new(handle, channel, extensions, direction, state, sessions);
-            DataFile::new(self.name.clone(), direction, self.state.clone(), Box::new(file))
-        }))
+        self.change_state(to).map_err(|error| of_state_change(error, to))
     }
 
     fn data_size(&mut self) -> Result<u64> {
