@@ -9,7 +9,7 @@ use serde::Serialize;
 use whimbrel_engine::Error;
 use whimbrel_engine::archive::{self, Archived, Restore};
 use whimbrel_engine::proto::problem::Problem;
-use whimbrel_user::{Errno, Migratable};
+use whimbrel_user::{Errno, Migratable, Operation, State};
 
 use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
@@ -127,6 +127,14 @@ fn failed(error: Error, name: &str, raw: bool) -> Failure {
             Failure::new(format!("{name}: {error}")).hint_if(error.advice())
         }
         Error::File { error, .. } => Failure::from_io(format!("cannot read {name}"), &error),
+        Error::Device(error) if !is_rejection(&error) => {
+            // RUNNING is requested once the state is loaded, and at no other time.
+            let what = match requested_state(&error) {
+                Some(State::Running) => format!("the device has loaded {name} and does not run"),
+                _ => format!("cannot restore {name}"),
+            };
+            Failure::new(format!("{what}: {error}")).hint_if(error.advice())
+        }
         Error::Device(error) => {
             let what = match error.errno() {
                 Some(Errno::ENOMEM) => ", which holds more state than it takes",
@@ -141,4 +149,20 @@ fn failed(error: Error, name: &str, raw: bool) -> Failure {
         }
         other => other.into(),
     }
+}
+
+/// Returns the migration state that a failed request was for, if it was for one.
+fn requested_state(error: &whimbrel_user::Error) -> Option<State> {
+    match error {
+        whimbrel_user::Error::Request { request: Operation::SetState(state), .. }
+        | whimbrel_user::Error::Answer { request: Operation::SetState(state), .. } => Some(*state),
+        _ => None,
+    }
+}
+
+/// Returns whether a device has answered that it does not load the state: at a part of it, or at its end, in STOP.
+fn is_rejection(error: &whimbrel_user::Error) -> bool {
+    use whimbrel_user::Error::{Answer, Region, Request};
+    matches!(error, Request { .. } | Answer { .. } | Region { .. })
+        && requested_state(error).is_none_or(|state| state == State::Stop)
 }

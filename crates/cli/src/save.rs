@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use whimbrel_engine::archive::{Archived, Save, Summary};
 use whimbrel_engine::{Error, Progress};
-use whimbrel_user::{Migratable, Timed};
+use whimbrel_user::{Migratable, State, Timed};
 
 use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
@@ -109,8 +109,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let place = place(&arguments.output)?;
     let mut opened = arguments.call_timeout.open_all(&arguments.targets)?;
     let signals = Signals::catch()?;
-    let archived = save(&mut opened, &place, arguments, &signals, output)
-        .map_err(|error| failed(error, &place, arguments))?;
+    let before: Vec<_> = opened.iter_mut().map(|device| device.state().ok()).collect();
+    let archived = save(&mut opened, &place, arguments, &signals, output).map_err(|error| {
+        tell_where_they_are(&mut opened, &before);
+        failed(error, &place, arguments)
+    })?;
     let to_stdout = matches!(place, Place::Stdout);
     let file = if to_stdout { "stdout".to_string() } else { arguments.output.display().to_string() };
     let (device_bytes, lines) = told(&archived, "again");
@@ -176,6 +179,15 @@ fn save(
             } else {
                 save.write_to_path(path)
             }
+        }
+    }
+}
+
+/// Says on stderr of each device that the save has left where it was that it is there.
+fn tell_where_they_are(devices: &mut [Timed<Opened>], before: &[Option<State>]) {
+    for (device, before) in devices.iter_mut().zip(before) {
+        if let Some(state) = before.filter(|before| device.state().is_ok_and(|state| state == *before)) {
+            output::note(format_args!("{} is in {state}, as before", device.name()));
         }
     }
 }

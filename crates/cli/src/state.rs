@@ -108,9 +108,12 @@ fn enter(
     }
     device.go_to(state).map_err(|error| {
         let now = device.state();
-        let place = match &now {
-            Ok(now) => format!("the device is in {now}"),
-            Err(error) => format!("its state cannot be read: {error}"),
+        let message = error.to_string();
+        let message = match &now {
+            // The error may be that it is there.
+            Ok(now) if message.contains(&format!("the device in {now}")) => message,
+            Ok(now) => format!("{message}; the device is in {now}"),
+            Err(error) => format!("{message}; its state cannot be read: {error}"),
         };
         let hint = match (&now, error.advice()) {
             (Err(whimbrel_user::Error::Lost { .. }), advice) => {
@@ -121,7 +124,7 @@ fn enter(
             (_, Some(advice)) => advice.to_string(),
             _ => "check the host's kernel log (dmesg), or the log of the device's server".to_string(),
         };
-        Failure::new(format!("{error}; {place}")).hint(hint).result(&failed_in(device, before, now.ok()))
+        Failure::new(message).hint(hint).result(&failed_in(device, before, now.ok()))
     })
 }
 

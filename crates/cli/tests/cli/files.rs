@@ -174,6 +174,8 @@ fn a_signal_during_a_save_or_a_restore_leaves_a_device_that_runs_and_no_file() {
             assert!(said.contains(&format!("error: cancelled: SIG{signal}")), "{said}");
             assert_eq!(served.client().state().unwrap(), State::Running, "{arguments:?}");
             if arguments[0] == "save" {
+                let back = format!("{} is in RUNNING, as before\n", served.target);
+                assert!(said.contains(&back), "{said}");
                 assert_eq!(served.marked(), 8);
                 save(&served.target, &folder.path().join("whole"), &[]).succeeded();
             } else {
@@ -182,6 +184,29 @@ fn a_signal_during_a_save_or_a_restore_leaves_a_device_that_runs_and_no_file() {
                 served.mark(8);
             }
         }
+    }
+}
+
+#[test]
+fn a_device_that_loads_a_state_and_does_not_run_has_not_rejected_it() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    save("model:accel?state=64KiB", &file, &[]).succeeded();
+    for (index, (fault, said)) in [
+        ("arc *->RUNNING: EIO once", "the device has loaded {} and does not run: "),
+        ("arc *->RUNNING: 0 once", "the device has loaded {} and does not run: "),
+        ("arc *->RESUMING: EIO once", "cannot restore {}: "),
+        ("write after 100: EIO once", "the device rejected {}: "),
+        ("arc RESUMING->STOP: EIO once", "the device rejected {}: "),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let socket = folder.path().join(format!("socket {index}"));
+        let (served, _) = Served::with("accel?state=64KiB", &socket, &["--fault", fault]).unwrap();
+        let said = said.replace("{}", &argument(&file));
+        restore(&served.target, &file, &[]).failed().says(&[&format!("error: {said}")]);
+        assert_eq!(served.client().state().unwrap(), State::Running, "{fault}: it was reset");
     }
 }
 

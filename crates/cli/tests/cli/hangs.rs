@@ -30,14 +30,16 @@ fn a_save_names_a_driver_that_hangs_and_brings_the_others_back() {
     let file = argument(&folder.path().join("file"));
     let request = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to STOP_COPY has not returned for 4000 ms";
     let run = whimbrel(["save", &well.target, &hung.target, "-o", &file, "--timeout", "4"]).failed();
-    run.says(&[
+    let run = run.says(&[
         &format!(
             "error: {}: {request}; and it is unknown whether the device has returned to RUNNING",
             hung.target
         ),
         "hint: check whether the process of the device's server is stopped",
         &format!("`whimbrel state {} RUNNING` resumes it", hung.target),
+        &format!("{} is in RUNNING, as before\n", well.target),
     ]);
+    assert!(!run.stderr.contains(&format!("{} is in RUNNING", hung.target)), "{}", run.stderr);
     assert!(!Path::new(&file).exists());
     assert_eq!(well.client().state().unwrap(), State::Running);
     assert_eq!(well.marked(), 8);

@@ -207,6 +207,16 @@ fn a_device_in_error_says_that_only_a_reset_helps_and_is_reset() {
 }
 
 #[test]
+fn a_device_that_says_it_arrived_and_is_elsewhere_is_told_of_once() {
+    let folder = TempDir::new().unwrap();
+    let fault = ["--fault", "arc *->STOP: 0 once"];
+    let (served, _) = Served::with(MODEL, &folder.path().join("socket"), &fault).unwrap();
+    let run = whimbrel(["state", &served.target, "STOP"]).failed();
+    assert_eq!(run.stderr.matches("the device in RUNNING_P2P").count(), 1, "{}", run.stderr);
+    assert!(!run.stderr.contains("the device is in"), "{}", run.stderr);
+}
+
+#[test]
 fn a_reset_that_fails_is_said() {
     let folder = TempDir::new().unwrap();
     let (served, _) =
