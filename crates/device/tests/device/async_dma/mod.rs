@@ -1,5 +1,6 @@
 //! Accesses to memory that the core makes while a device serves requests.
 
+mod points;
 mod support;
 mod users;
 

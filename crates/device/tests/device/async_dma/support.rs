@@ -57,6 +57,14 @@ impl Driver for Copier {
         Ok(())
     }
 
+    fn can_reset_in_precopy(&self) -> bool {
+        true
+    }
+
+    fn reset_in_precopy(&mut self, context: &Context) -> Result<(), Errno> {
+        self.reset(context)
+    }
+
     fn close_device(&mut self, _: &Context) {
         self.due = None;
         // The test may have ended.
