@@ -104,6 +104,19 @@ impl DmaAccess {
     }
 }
 
+/// Visits memory of this process.
+fn visit_memory(
+    memory: &Memory,
+    offset: usize,
+    count: usize,
+    visit: &mut impl FnMut(Piece<'_>) -> Result<(), Errno>,
+) -> Result<(), FaultCause> {
+    match memory.access(offset, count, |bytes| visit(Piece::Memory(bytes))) {
+        Ok(visited) => visited.map_err(FaultCause::Remote),
+        Err(_) => Err(FaultCause::Lost),
+    }
+}
+
 impl DmaSpace {
     /// Timeout of all remote memory requests of one access.
     pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -308,13 +321,17 @@ impl DmaSpace {
         let inner = self.look();
         let (iova, kind) = (access.iova, access.access);
         let length = access.data.len() as u64;
+        let mut at = 0;
+        let mut visit = |piece: Piece<'_>| access.pass(piece, &mut at);
+        if let Some(result) = self.pass_whole(&inner, iova, length, kind, &mut visit) {
+            return Some(result);
+        }
         let is_remote =
             |(mapping, ..): (&Mapping, usize, usize)| matches!(mapping.backing, Backing::Remote(_));
         if inner.pieces(iova, length, kind).flatten().any(is_remote) {
             return None;
         }
-        let mut at = 0;
-        Some(self.pass_in(inner, iova, length, kind, |piece| access.pass(piece, &mut at)))
+        Some(self.pass_pieces(inner, iova, length, kind, visit))
     }
 
     /// Makes an access, which waits for the owner of remote memory.
@@ -343,12 +360,39 @@ impl DmaSpace {
         iova: u64,
         length: u64,
         access: Access,
-        visit: impl FnMut(Piece<'_>) -> Result<(), Errno>,
+        mut visit: impl FnMut(Piece<'_>) -> Result<(), Errno>,
     ) -> Result<(), DmaFault> {
-        self.pass_in(self.look(), iova, length, access, visit)
+        let inner = self.look();
+        match self.pass_whole(&inner, iova, length, access, &mut visit) {
+            Some(result) => result,
+            None => self.pass_pieces(inner, iova, length, access, visit),
+        }
     }
 
-    fn pass_in<'a>(
+    /// Makes an access as most are: in one mapping of memory of this process. `None`, with nothing done, for another.
+    fn pass_whole(
+        &self,
+        inner: &Inner,
+        iova: u64,
+        length: u64,
+        access: Access,
+        visit: &mut impl FnMut(Piece<'_>) -> Result<(), Errno>,
+    ) -> Option<Result<(), DmaFault>> {
+        let (mapping, offset, count) = inner.pieces(iova, length, access).next()??;
+        let Backing::Memory(memory) = &mapping.backing else { return None };
+        if count as u64 != length {
+            return None;
+        }
+        let visited = visit_memory(memory, offset, count, visit);
+        // Some of a write that has failed may have been done.
+        if access == Access::Write {
+            mapping.mark(offset, count);
+            inner.mark(iova, length);
+        }
+        Some(visited.map_err(|cause| self.fault(iova, length, access, cause)))
+    }
+
+    fn pass_pieces<'a>(
         &'a self,
         mut inner: ShardedLockReadGuard<'a, Inner>,
         iova: u64,
@@ -372,12 +416,7 @@ impl DmaSpace {
                     break;
                 };
                 let visited = match &mapping.backing {
-                    Backing::Memory(memory) => {
-                        match memory.access(offset, count, |bytes| visit(Piece::Memory(bytes))) {
-                            Ok(visited) => visited.map_err(FaultCause::Remote),
-                            Err(_) => Err(FaultCause::Lost),
-                        }
-                    }
+                    Backing::Memory(memory) => visit_memory(memory, offset, count, &mut visit),
                     Backing::Remote(memory) if memory.may_outlive_mapping() => {
                         waits = Some((memory.clone(), count));
                         break;
