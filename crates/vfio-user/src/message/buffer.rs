@@ -1,6 +1,7 @@
 //! The buffer that messages are written to before they are sent.
 
 use whimbrel_protocol::Errno;
+use zerocopy::FromBytes;
 
 use super::header::{HEADER, Header, Kind};
 use super::{Reply, Request};
@@ -51,6 +52,7 @@ impl MessageBuffer {
     /// Removes all messages.
     pub fn clear(&mut self) {
         self.length = 0;
+        self.base = aligned_base(&self.bytes);
     }
 
     /// Writes a command.
@@ -122,6 +124,21 @@ impl MessageBuffer {
         &mut self.room()[start..end]
     }
 
+    /// Appends `count` words of room, whose contents are undefined until written. They are sent in the byte order of
+    /// the processor.
+    pub fn grow_words(&mut self, count: usize) -> &mut [u64] {
+        const WORD: usize = size_of::<u64>();
+        let (start, size) = (self.length, count * WORD);
+        let room = self.grow(size + WORD);
+        // What was written before moves to where the words are aligned.
+        let skipped = room.as_ptr().align_offset(WORD).min(WORD);
+        self.bytes.copy_within(self.base..self.base + start, self.base + skipped);
+        self.base += skipped;
+        self.length = start + size;
+        let room = &mut self.room()[start..start + size];
+        <[u64]>::mut_from_bytes(room).expect("whole words, aligned above")
+    }
+
     fn room(&mut self) -> &mut [u8] {
         &mut self.bytes[self.base..]
     }
@@ -130,7 +147,7 @@ impl MessageBuffer {
     fn enlarge(&mut self, length: usize) {
         let most = length.max(2 * self.length);
         let mut bytes = vec![0; most + ALIGNMENT];
-        let base = bytes.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        let base = aligned_base(&bytes);
         bytes[base..base + self.length].copy_from_slice(self.as_bytes());
         (self.bytes, self.base) = (bytes, base);
     }
@@ -145,4 +162,9 @@ impl MessageBuffer {
         let at = message.start + HEADER + offset;
         self.room()[at..at + 4].copy_from_slice(&value.to_ne_bytes());
     }
+}
+
+/// Returns the offset at which messages begin in `bytes`.
+fn aligned_base(bytes: &[u8]) -> usize {
+    bytes.as_ptr().align_offset(ALIGNMENT).min(bytes.len())
 }

@@ -518,3 +518,21 @@ fn what_follows_the_parts_of_a_region_is_none_of_them() {
     };
     assert_eq!((reply.sub_regions(), reply.needed()), (&[one][..], 56));
 }
+
+#[test]
+fn words_follow_messages_of_any_length_and_change_none_of_them() {
+    for length in 0..80 {
+        let mut out = MessageBuffer::new();
+        let earlier: Vec<u8> = (1..=length).collect();
+        for _ in 0..3 {
+            out.clear();
+            out.put(&earlier);
+            for word in 1..=2_u64 {
+                out.grow_words(2).copy_from_slice(&[word, u64::MAX]);
+                out.put(&[9]);
+            }
+            let words = |word: u64| [&word.to_ne_bytes()[..], &[0xff; 8], &[9]].concat();
+            assert_eq!(out.as_bytes(), [&earlier[..], &words(1), &words(2)].concat());
+        }
+    }
+}

@@ -62,8 +62,6 @@ pub(super) struct Client {
     /// True if the client has received the file of a region, and may have mapped it.
     pub(super) has_region_file: bool,
     pub(super) ioeventfds: BTreeMap<IoeventfdWrite, OwnedFd>,
-    /// The bitmap of the last report, kept for its memory.
-    pub(super) words: Vec<u64>,
     /// The socket of the data session, if it has one.
     pub(super) state_channel: Option<StateChannel>,
     /// True if the command under execution gets a reply.
@@ -107,7 +105,6 @@ impl Client {
             log: None,
             has_region_file: false,
             ioeventfds: BTreeMap::new(),
-            words: Vec::new(),
             state_channel: None,
             replies: true,
             waits_for_takeover: false,

@@ -1,12 +1,12 @@
-//! The dirty log that a client has started, and its bitmaps on the wire.
+//! The dirty log that a client has started, and its reports.
 
-#[cfg(feature = "takeover")]
-use whimbrel_device::Errno;
+use whimbrel_device::{DeviceFile, Errno};
 use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::DirtyReport;
 #[cfg(feature = "takeover")]
 use whimbrel_protocol::dirty::LoggingRanges;
 
-use crate::message::MessageBuffer;
+use crate::message::LoggingReport;
 
 /// The log that this client has started.
 #[derive(Debug)]
@@ -32,10 +32,45 @@ pub(crate) fn logging_ranges(page_size: u64, ranges: &[(u64, u64)]) -> Result<Lo
     Ok(checked)
 }
 
-/// Appends the words of a bitmap as bytes on the wire.
-pub(super) fn put_words(out: &mut MessageBuffer, words: &[u64]) {
-    let (bytes, _) = out.grow(words.len() * 8).as_chunks_mut::<8>();
-    for (bytes, word) in bytes.iter_mut().zip(words) {
-        *bytes = word.to_le_bytes();
+/// Fetches the dirty pages of a range into `words`, in the byte order of a message. With a log of everything, they
+/// include those of `mapped` that it does not cover.
+pub(super) fn report(
+    device: &DeviceFile,
+    log: Option<&Log>,
+    asked: LoggingReport,
+    mapped: &[(u64, u64)],
+    words: &mut [u64],
+) -> Result<(), Errno> {
+    let LoggingReport { iova, length, page_size } = asked;
+    words.fill(0);
+    let mut report = DirtyReport::new(iova, length, page_size, words)?;
+    device.dma_logging_report(&mut report)?;
+    if let Some(log) = log {
+        log.add_to(&mut report, mapped);
+    }
+    for word in words {
+        *word = word.to_le();
+    }
+    Ok(())
+}
+
+impl Log {
+    /// Adds to a device's report what the device does not know.
+    fn add_to(&self, report: &mut DirtyReport<'_>, mapped: &[(u64, u64)]) {
+        if let Some(earlier) = &self.earlier {
+            earlier.report(report);
+        }
+        if !self.is_everything {
+            return;
+        }
+        for &(iova, size) in mapped {
+            let held = |(first, length): &(u64, u64)| {
+                let end = iova.checked_sub(*first).and_then(|offset| offset.checked_add(size));
+                end.is_some_and(|end| end <= *length)
+            };
+            if !self.ranges.iter().any(held) {
+                report.set(iova, size);
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl::VFIO_DEVICE_FEATURE;
 
 use super::client::Client;
-use super::dirty_log::{Log, put_words};
+use super::dirty_log::{Log, report};
 use super::mappings::Mappings;
 use super::plain;
 use super::process::{Caller, SECOND};
@@ -179,47 +179,18 @@ impl Client {
         // The log forgets what it tells: it is asked only if the answer can be sent.
         let needed = (HEAD + LoggingReport::SIZE) as u32 + bits as u32;
         let head = DeviceFeature { argsz: needed, data: &asked.to_bytes(), ..*request };
-        let has_room = request.argsz >= needed;
-        if has_room {
-            let mapped: Vec<(u64, u64)> = match &self.log {
+        let message = self.out.begin(id, Command::DeviceFeature.number(), Kind::Reply);
+        head.put(&mut self.out);
+        if request.argsz >= needed {
+            let log = self.log.as_ref();
+            let mapped: Vec<(u64, u64)> = match log {
                 Some(log) if log.is_everything => self.mappings.iter().flat_map(Mappings::ranges).collect(),
                 _ => Vec::new(),
             };
-            self.report(asked, &mapped)?;
-        }
-        let message = self.out.begin(id, Command::DeviceFeature.number(), Kind::Reply);
-        head.put(&mut self.out);
-        if has_room {
-            put_words(&mut self.out, &self.words);
+            let words = self.out.grow_words(bits as usize / 8);
+            report(&self.backend.device, log, asked, &mapped, words)?;
         }
         self.out.finish(message);
-        Ok(())
-    }
-
-    /// Fetches the dirty pages of a range into `words`. With a log of everything, they include those of `mapped` that
-    /// it does not cover.
-    pub(super) fn report(&mut self, asked: LoggingReport, mapped: &[(u64, u64)]) -> Result<(), Errno> {
-        let LoggingReport { iova, length, page_size } = asked;
-        let count = DirtyReport::words_needed(length, page_size);
-        self.words.clear();
-        self.words.resize(usize::try_from(count).map_err(|_| Errno::EINVAL)?, 0);
-        let mut report = DirtyReport::new(iova, length, page_size, &mut self.words)?;
-        self.backend.device.dma_logging_report(&mut report)?;
-        let Some(log) = &self.log else { return Ok(()) };
-        if let Some(earlier) = &log.earlier {
-            earlier.report(&mut report);
-        }
-        if log.is_everything {
-            for &(iova, size) in mapped {
-                let held = |(first, length): &(u64, u64)| {
-                    let end = iova.checked_sub(*first).and_then(|offset| offset.checked_add(size));
-                    end.is_some_and(|end| end <= *length)
-                };
-                if !log.ranges.iter().any(held) {
-                    report.set(iova, size);
-                }
-            }
-        }
         Ok(())
     }
 }

@@ -2,13 +2,12 @@
 
 use whimbrel_device::Errno;
 use whimbrel_protocol::dirty::DirtyReport;
+use zerocopy::IntoBytes;
 
 use super::client::Client;
-use super::dirty_log::put_words;
+use super::dirty_log::report;
 use crate::descriptors::Descriptors;
-use crate::message::{
-    BitmapRequest, DirtyBitmap, DmaMap, DmaUnmap, DmaUnmapReply, LoggingReport, MessageBuffer, Reply,
-};
+use crate::message::{BitmapRequest, DirtyBitmap, DmaMap, DmaUnmap, DmaUnmapReply, LoggingReport, Reply};
 
 impl Client {
     pub(super) fn dma_map(
@@ -49,11 +48,10 @@ impl Client {
         // The log is asked for the pages when the device can no longer write them.
         let mapped: Vec<(u64, u64)> = mappings.ranges().collect();
         let unmapped = mappings.unmap(iova, size)?;
-        self.report(LoggingReport { iova, length: size, page_size }, &mapped)?;
-        let mut bytes = MessageBuffer::new();
-        put_words(&mut bytes, &self.words);
-        bytes.grow(bits as usize - bytes.len()).fill(0);
-        let bitmap = Some(DirtyBitmap { page_size, bits: bytes.as_bytes() });
+        let mut told = vec![0; bits.div_ceil(8) as usize];
+        let asked = LoggingReport { iova, length: size, page_size };
+        report(&self.backend.device, self.log.as_ref(), asked, &mapped, &mut told)?;
+        let bitmap = Some(DirtyBitmap { page_size, bits: &told.as_bytes()[..bits as usize] });
         self.out.reply(id, &Reply::DmaUnmap(DmaUnmapReply { flags, iova, size: unmapped, bitmap }));
         Ok(())
     }
