@@ -16,7 +16,7 @@ use super::reconnect::{Migration, RunningLog};
 use super::reset::reset;
 use super::state_channel::StateChannel;
 use super::state_file::RemoteFile;
-use super::{Client, data_size, feature, feature_with_descriptors, get};
+use super::{Client, data_size, feature, feature_with, feature_with_descriptors, get};
 use crate::message::{Command, LoggingReport, LoggingStart, Reply, Request};
 
 /// The P2P states are available if they were agreed on, whatever the flag of the plain protocol says.
@@ -281,16 +281,19 @@ impl Migratable for Client {
             let count = DirtyReport::words_needed(length, page_size) as usize;
             let data = part.to_bytes();
             let room = LoggingReport::SIZE + count * 8;
-            let reply = feature(connection, what, asked, FeatureFlags::GET, &data, room)?;
-            let bitmap = match LoggingReport::parse(&reply) {
-                Ok((told, bitmap)) if told == part && bitmap.len() == count * 8 => bitmap,
-                Ok(_) => return Err(connection.invalid_reply(what(), "bitmap for a different range")),
-                Err(error) => return Err(connection.invalid_reply(what(), error)),
+            let merge = |reply: &[u8]| match LoggingReport::parse(reply) {
+                Ok((told, bitmap)) if told == part && bitmap.len() == count * 8 => {
+                    let words = report.words_mut().get_mut(first..).unwrap_or_default();
+                    for (word, bits) in words.iter_mut().zip(bitmap.as_chunks::<8>().0) {
+                        *word |= u64::from_le_bytes(*bits);
+                    }
+                    Ok(())
+                }
+                Ok(_) => Err("bitmap for a different range".to_string()),
+                Err(error) => Err(error.to_string()),
             };
-            let (bitmap, _) = bitmap.as_chunks::<8>();
-            for (word, bits) in report.words_mut().iter_mut().skip(first).zip(bitmap) {
-                *word |= u64::from_le_bytes(*bits);
-            }
+            let (merged, _) = feature_with(connection, what, asked, FeatureFlags::GET, &data, room, merge)?;
+            merged.map_err(|why| connection.invalid_reply(what(), why))?;
             at += length;
             first += count;
             if at >= range.length() {

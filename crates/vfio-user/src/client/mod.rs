@@ -343,6 +343,19 @@ fn feature_with_descriptors(
     data: &[u8],
     room: usize,
 ) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+    feature_with(connection, what, feature, flags, data, room, <[u8]>::to_vec)
+}
+
+/// As [`feature_with_descriptors`], but passes the data of the reply to `take`, and returns the result.
+fn feature_with<T>(
+    connection: &mut Connection,
+    what: impl Fn() -> String,
+    feature: Feature,
+    flags: FeatureFlags,
+    data: &[u8],
+    room: usize,
+    take: impl FnOnce(&[u8]) -> T,
+) -> Result<(T, Vec<OwnedFd>)> {
     if !connection.knows_features(&what)? {
         return Err(connection.refused(what(), Errno::ENOTTY));
     }
@@ -355,22 +368,22 @@ fn feature_with_descriptors(
     let answer = if is_repeated {
         match connection.ask_repeating(&what, &request, &[])? {
             Some(answer) => answer,
-            None => return Ok((data.to_vec(), Vec::new())),
+            None => return Ok((take(data), Vec::new())),
         }
     } else {
         connection.ask(&what, &request, &[])?
     };
-    let data = match answer.reply {
+    let taken = match answer.reply {
         Reply::DeviceFeature(reply) if (reply.feature, reply.flags) == (feature.number(), flags) => {
-            Some((reply.data.to_vec(), answer.descriptors))
+            Some((take(reply.data), answer.descriptors))
         }
         _ => None,
     };
-    let Some((data, descriptors)) = data else {
+    let Some((taken, descriptors)) = taken else {
         return Err(connection.invalid_reply(what(), "reply for a different feature or operation"));
     };
     match descriptors {
-        Ok(descriptors) => Ok((data, descriptors)),
+        Ok(descriptors) => Ok((taken, descriptors)),
         Err(error) => Err(connection.invalid_reply(what(), error)),
     }
 }
