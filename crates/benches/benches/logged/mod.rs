@@ -11,6 +11,14 @@ pub(crate) const DIRTIES: u64 = 0x100;
 /// The memory that is logged.
 pub(crate) const LOGGED: u64 = 32 << 30;
 
+/// Marks one page of so many, or none for 0.
+pub(crate) fn mark_one_of(log: &DirtyLog, every: u32) {
+    if every > 0 {
+        let pages = (0..LOGGED / 4096).step_by(every as usize);
+        pages.for_each(|page| log.mark(page * 4096, 4096));
+    }
+}
+
 /// A log of the whole memory.
 #[derive(Default)]
 pub(crate) struct LoggedPages(Option<Arc<DirtyLog>>);
@@ -19,9 +27,7 @@ impl LoggedPages {
     /// Takes a write to the device's registers.
     pub(crate) fn write_register(&self, offset: u64, data: &[u8]) {
         if let (DIRTIES, Some(log), Ok(every)) = (offset, &self.0, data.try_into()) {
-            for page in (0..LOGGED / 4096).step_by(u32::from_ne_bytes(every) as usize) {
-                log.mark(page * 4096, 4096);
-            }
+            mark_one_of(log, u32::from_ne_bytes(every));
         }
     }
 }
