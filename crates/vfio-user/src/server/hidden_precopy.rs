@@ -3,6 +3,8 @@
 //! A request of the client that pre-copy would answer otherwise, or that would end it, waits: the takeover then stops the
 //! device as soon as it can, and the new server executes the request. If there is no takeover any more, it is executed here.
 
+#[cfg(feature = "takeover")]
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,14 @@ use whimbrel_device::{DeviceFile, Errno, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 
 use crate::message::{Command, Limits, Request};
+#[cfg(feature = "takeover")]
+use crate::server::session::rest::NotParked;
+#[cfg(feature = "takeover")]
+use crate::socket::is_readable;
+
+/// Interval at which a takeover that waits for a request of the client checks whether the server is stopped.
+#[cfg(feature = "takeover")]
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The pre-copy of a device, if a takeover is in it.
 #[derive(Debug, Default)]
@@ -82,14 +92,24 @@ impl Meaning {
 
 impl HiddenPrecopy {
     /// Brings the device to PRE_COPY by `enter`, which the client does not see from then on if it succeeds. Requests of the
-    /// client that change the migration come before or after.
+    /// client that change the migration come before or after: one under execution is waited for until the deadline, or until
+    /// `stop` is signalled.
     #[cfg(feature = "takeover")]
-    pub(crate) fn begin<T, E>(
+    pub(crate) fn begin<T, E: From<NotParked>>(
         &self,
         device: &DeviceFile,
+        stop: &OwnedFd,
+        deadline: Instant,
         enter: impl FnOnce() -> Result<Option<T>, E>,
     ) -> Result<Option<T>, E> {
-        let mut state = self.state.lock();
+        let mut state = loop {
+            match self.state.try_lock_for(LOOK) {
+                Some(state) => break state,
+                None if is_readable(stop) => return Err(NotParked::Stopped.into()),
+                None if Instant::now() >= deadline => return Err(NotParked::Busy.into()),
+                None => {}
+            }
+        };
         let data_size = if device.may_sleep() { Err(Errno::ENODATA) } else { device.mig_data_size() };
         let entered = enter()?;
         if entered.is_some() {
@@ -199,6 +219,33 @@ mod tests {
             let chosen = ACTIONS.into_iter().enumerate().filter(move |(at, _)| bits & 1 << at != 0);
             chosen.fold(FeatureFlags::empty(), |all, (_, flag)| all | flag)
         })
+    }
+
+    #[cfg(feature = "takeover")]
+    #[test]
+    fn a_takeover_that_waits_for_a_request_ends_with_the_server_and_at_its_deadline() {
+        use rustix::event::{EventfdFlags, eventfd};
+
+        struct Idle;
+
+        impl whimbrel_device::Driver for Idle {
+            fn info(&self) -> whimbrel_device::Info {
+                whimbrel_device::Info::new(whimbrel_device::DeviceInfoFlags::PCI)
+            }
+        }
+
+        let device = DeviceFile::new("idle", |_| Idle);
+        let hidden = HiddenPrecopy::default();
+        let begin = |stop: &OwnedFd, deadline| {
+            hidden.begin(&device, stop, deadline, || Ok::<Option<()>, NotParked>(None))
+        };
+        let [runs, stopped] = [0, 1].map(|count| eventfd(count, EventfdFlags::CLOEXEC).expect("an eventfd"));
+        let later = Instant::now() + Duration::from_hours(1);
+        let executed = hidden.enter().expect("no takeover");
+        assert_eq!(begin(&stopped, later), Err(NotParked::Stopped));
+        assert_eq!(begin(&runs, Instant::now()), Err(NotParked::Busy));
+        drop(executed);
+        assert_eq!(begin(&runs, Instant::now()), Ok(None));
     }
 
     #[test]

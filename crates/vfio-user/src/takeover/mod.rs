@@ -48,7 +48,8 @@
 //! # Timeouts
 //!
 //! On the old server a takeover has a separate thread, and only the client that is handed over waits for it. A
-//! message has a timeout of ten seconds, the agreement twenty, pre-copy ten minutes, the client's rest seven, and all
+//! message has a timeout of ten seconds, the agreement twenty, pre-copy ten minutes, the client's request before pre-copy
+//! and its rest seven seconds each, and all
 //! work while the device is stopped [`Server::takeover_pause`](crate::Server::takeover_pause) together: absolute
 //! deadlines, which a peer cannot extend byte by byte. A call into a driver is not interrupted. Stopping the server ends everything.
 //!

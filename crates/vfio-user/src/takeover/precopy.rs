@@ -2,6 +2,7 @@
 //!
 //! The device is locked for one read at a time, and not while its data is sent.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,8 +14,9 @@ use super::link::LinkError;
 use super::refusal::Refusal;
 use super::rounds::{Rounds, Step};
 use super::stopped::Stopped;
-use super::wire::{Message, PRECOPY_TIMEOUT, PRECOPY_VERSION, TIMEOUT};
+use super::wire::{Message, PRECOPY_TIMEOUT, PRECOPY_VERSION, REST_TIMEOUT, TIMEOUT};
 use crate::server::hidden_precopy::HiddenPrecopy;
+use crate::server::session::rest::NotParked;
 
 /// Bytes of one read. Accesses of the client wait for a read under way.
 const PIECE: usize = 64 << 10;
@@ -40,6 +42,12 @@ impl From<LinkError> for Failed {
     }
 }
 
+impl From<NotParked> for Failed {
+    fn from(why: NotParked) -> Failed {
+        Failed::Takeover(why.into())
+    }
+}
+
 impl From<whimbrel_user::Error> for Failed {
     fn from(error: whimbrel_user::Error) -> Failed {
         Failed::Device(error)
@@ -48,18 +56,23 @@ impl From<whimbrel_user::Error> for Failed {
 
 impl Precopying {
     /// Brings the device to PRE_COPY. `None` for one that sleeps, or is not in RUNNING.
-    fn begin(device: &DeviceFile, hidden: &Arc<HiddenPrecopy>) -> whimbrel_user::Result<Option<Precopying>> {
-        let running = hidden.begin(device, || {
+    fn begin(
+        device: &DeviceFile,
+        hidden: &Arc<HiddenPrecopy>,
+        stop: &OwnedFd,
+    ) -> Result<Option<Precopying>, Failed> {
+        let running = hidden.begin(device, stop, Instant::now() + REST_TIMEOUT, || {
             // Asking a device that sleeps would wake it.
             if device.may_sleep() {
                 return Ok(None);
             }
             match Stopped::look(device.clone(), None) {
                 Ok(mut running) if running.state == State::Running => {
-                    running.precopy().map(|()| Some(running))
+                    running.precopy()?;
+                    Ok(Some(running))
                 }
                 // It is looked at again when it is to stop.
-                Ok(_) | Err(_) => Ok(None),
+                Ok(_) | Err(_) => Ok::<_, Failed>(None),
             }
         })?;
         let (device, hidden) = (device.clone(), hidden.clone());
@@ -122,10 +135,11 @@ impl Giving {
             return Ok(None);
         }
         let device = self.device.name().to_owned();
-        let mut precopying = match Precopying::begin(&self.device, &self.offer.hidden) {
+        let mut precopying = match Precopying::begin(&self.device, &self.offer.hidden, &self.stop) {
             Ok(Some(precopying)) => precopying,
             Ok(None) => return Ok(None),
-            Err(error) => {
+            Err(Failed::Takeover(kept)) => return Err(kept),
+            Err(Failed::Device(error)) => {
                 tracing::warn!(device, %error, "the takeover goes on without pre-copy");
                 return Ok(None);
             }

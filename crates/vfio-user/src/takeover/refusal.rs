@@ -3,7 +3,7 @@
 use whimbrel_device::Errno;
 
 use super::link::LinkError;
-use crate::server::session::client_handle::NotParked;
+use crate::server::session::rest::NotParked;
 
 /// The reason why a server keeps its device.
 #[derive(Debug, thiserror::Error)]

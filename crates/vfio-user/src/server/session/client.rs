@@ -260,7 +260,7 @@ impl Client {
             return Ok(ControlFlow::Continue(()));
         };
         let hidden;
-        let _entered = match Meaning::of(header.command, payload) {
+        let entered = match Meaning::of(header.command, payload) {
             Meaning::Nothing | Meaning::Shows => None,
             Meaning::Ends => {
                 hidden = self.backend.hidden_precopy.clone();
@@ -277,6 +277,8 @@ impl Client {
         self.replies = !no_reply;
         let before = self.out.len();
         let (answer, next) = self.command(header.id, header.command, payload, descriptors);
+        // A client that reads no replies holds up the sends below, and must not hold up a takeover with them.
+        drop(entered);
         if let Err(errno) = answer {
             tracing::debug!(id = header.id, command = header.command_name(), %errno, "refused");
             self.out.shrink(self.out.len() - before);

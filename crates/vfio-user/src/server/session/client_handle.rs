@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+#[cfg(feature = "takeover")]
+use super::rest::NotParked;
 use super::rest::Rest;
 use super::serving::Serving;
 #[cfg(feature = "takeover")]
@@ -31,16 +33,6 @@ pub(crate) struct ClientHandle {
     parked: Arc<Mutex<Receiver<Parked>>>,
     /// Signalled to request a rest, if the serving side does not check by itself.
     wake: Option<Arc<OwnedFd>>,
-}
-
-/// The reasons why a client is not at rest.
-#[cfg(feature = "takeover")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotParked {
-    /// The server is being stopped.
-    Stopped,
-    /// The client reads no answers, or the device is busy with its request.
-    Busy,
 }
 
 /// A client at rest. Dropping this returns it to its serving thread, for whatever reason.

@@ -14,6 +14,16 @@ const RUNS: u8 = 0;
 const WANTED: u8 = 1;
 const RESTS: u8 = 2;
 
+/// The reasons why a client is not at rest.
+#[cfg(feature = "takeover")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotParked {
+    /// The server is being stopped.
+    Stopped,
+    /// The client reads no answers, or the device is busy with its request.
+    Busy,
+}
+
 /// The state shared by a serving thread and a thread that needs it to rest.
 #[derive(Debug, Default)]
 pub(in crate::server) struct Rest(AtomicU8);

@@ -20,5 +20,6 @@ mod takeover_faults;
 mod takeover_limits;
 mod takeover_permission;
 mod takeover_precopy;
+mod takeover_races;
 mod takeover_requests;
 mod text;

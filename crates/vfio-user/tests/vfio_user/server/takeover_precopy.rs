@@ -20,21 +20,21 @@ use super::takeover::{Line, feature, set_state, state};
 /// Much more than fits into a socket: the old server waits in pre-copy for who takes it.
 const STATE: u64 = 2 << 20;
 /// How long anything may take that happens at once.
-const LONG: Duration = Duration::from_secs(20);
+pub(super) const LONG: Duration = Duration::from_secs(20);
 /// A register that keeps what is written to it.
 const REGISTER: u64 = accel::REGISTER_INTERRUPT_ENABLE;
 
-fn model(faults: &str) -> Backend {
+pub(super) fn model(faults: &str) -> Backend {
     let model: Model = format!("accel?state={STATE}").parse().unwrap();
     Backend::new(model.open_with_faults("accel", faults.parse().unwrap()).unwrap())
 }
 
 /// An old server in pre-copy, and a client whose device moves.
-struct Moving {
-    line: Line,
-    peer: Peer,
-    hand: Hand,
-    device: DeviceFile,
+pub(super) struct Moving {
+    pub(super) line: Line,
+    pub(super) peer: Peer,
+    pub(super) hand: Hand,
+    pub(super) device: DeviceFile,
 }
 
 impl Moving {
@@ -80,7 +80,7 @@ impl Moving {
 }
 
 /// Takes everything up to the end, and returns the bytes of state before and after the stop, and all else.
-fn take_all(hand: &mut Hand) -> (usize, usize, Vec<Said>) {
+pub(super) fn take_all(hand: &mut Hand) -> (usize, usize, Vec<Said>) {
     let (mut moved, mut others) = ([0, 0], Vec::new());
     while others.last().is_none_or(|said| kind(said) != "end") {
         let said = hand.hear().unwrap_or_else(|| panic!("it has hung up after {others:?}"));
@@ -94,7 +94,7 @@ fn take_all(hand: &mut Hand) -> (usize, usize, Vec<Said>) {
 
 /// Waits for something that is about to be so.
 #[track_caller]
-fn comes_to(what: &str, is_so: impl Fn() -> bool) {
+pub(super) fn comes_to(what: &str, is_so: impl Fn() -> bool) {
     let limit = Instant::now() + LONG;
     while !is_so() {
         assert!(Instant::now() < limit, "{what}");
@@ -102,7 +102,7 @@ fn comes_to(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-fn set_up(backend: Backend) -> (Line, Peer) {
+pub(super) fn set_up(backend: Backend) -> (Line, Peer) {
     let line = Line::with(backend);
     let peer = client(&line);
     (line, peer)
@@ -119,14 +119,14 @@ fn data_size(peer: &mut Peer) -> u64 {
     u64::from_ne_bytes(*data.first_chunk().unwrap())
 }
 
-fn set(state: State) -> [u8; 8] {
+pub(super) fn set(state: State) -> [u8; 8] {
     let mut data = [0; 8];
     data[..4].copy_from_slice(&state.number().to_ne_bytes());
     data
 }
 
 /// A request that makes a migration of the client's own begin.
-fn own_migration(data: &[u8]) -> Request<'_> {
+pub(super) fn own_migration(data: &[u8]) -> Request<'_> {
     Request::DeviceFeature(whimbrel_vfio_user::message::DeviceFeature {
         argsz: 16,
         feature: Feature::MigDeviceState.number(),
