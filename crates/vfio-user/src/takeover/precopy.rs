@@ -96,14 +96,10 @@ impl Precopying {
     }
 
     /// Brings the device back to RUNNING, unless somebody else has taken it out of this pre-copy.
-    fn leave(&mut self, session_is_over: bool) {
-        let Some(running) = self.running.take() else { return };
-        if !self.hidden.is_on() {
-            return;
-        }
+    fn leave(&mut self) {
+        let Some(mut running) = self.running.take() else { return };
         self.hidden.end(|| {
-            let is_there = self.device.mig_state().is_ok_and(State::is_precopy);
-            if is_there && !session_is_over {
+            if running.is_in_precopy() {
                 running.go_on();
             }
         });
@@ -122,7 +118,7 @@ impl Drop for Precopying {
                 );
             }
         } else {
-            self.leave(false);
+            self.leave();
         }
     }
 }
@@ -151,7 +147,7 @@ impl Giving {
             Err(Failed::Takeover(kept)) => Err(kept),
             Err(Failed::Device(error)) => {
                 tracing::warn!(device, %error, "pre-copy failed: the takeover starts over, with a stop");
-                precopying.leave(error.errno() == Some(Errno::ENODEV));
+                precopying.leave();
                 self.discard()?;
                 Ok(None)
             }

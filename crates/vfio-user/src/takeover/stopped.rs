@@ -65,6 +65,14 @@ impl Stopped {
         }
     }
 
+    /// Returns whether the device is in the session of [`Stopped::precopy`] still, and in pre-copy: an arc or a reset by
+    /// somebody else ends it. A driver's errors do not.
+    pub(super) fn is_in_precopy(&mut self) -> bool {
+        // Without room for data it fails only for a session that is over.
+        let goes_on = self.data.as_mut().is_some_and(|data| data.file_mut().read(&mut []).is_ok());
+        goes_on && self.adapted.state().is_ok_and(State::is_precopy)
+    }
+
     /// Stops the device. Returns whether that has opened a data session: one of pre-copy goes on.
     pub(super) fn stop(&mut self) -> Result<bool, Refusal> {
         // While it runs: what was signalled before is done, and what comes from now on is the new server's.

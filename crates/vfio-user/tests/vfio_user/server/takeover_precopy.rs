@@ -38,7 +38,7 @@ pub(super) struct Moving {
 }
 
 impl Moving {
-    fn new() -> Moving {
+    pub(super) fn new() -> Moving {
         Moving::of(Line::with(model("")))
     }
 
@@ -49,7 +49,7 @@ impl Moving {
     }
 
     /// The new server, which is played here, has taken the first bytes, and takes no more for now.
-    fn of(line: Line) -> Moving {
+    pub(super) fn of(line: Line) -> Moving {
         let peer = client(&line);
         let mut hand = Hand::speaking(&[2], || UnixStream::connect(line.path()).unwrap());
         let offer = hand.hear().unwrap();
@@ -307,7 +307,9 @@ fn a_device_that_fails_in_pre_copy_is_taken_over_with_a_stop() {
         "arc RUNNING->PRE_COPY: 0",
         "read after 1MiB: EIO once",
         "read after 0: EIO once",
+        "read after 1MiB: ENODEV once",
         "precopy: EIO",
+        "precopy: ENODEV",
         "precopy: initial 0 dirty 0",
         "precopy: initial 5 dirty 0",
         "temporary end: 0",
@@ -326,6 +328,7 @@ fn a_device_that_fails_for_good_stays_and_its_client_sees_what_has_become_of_it(
     for (faults, expected) in [
         ("arc *->STOP_COPY: EIO", State::Running),
         ("read after 1MiB: EIO", State::Running),
+        ("read after 1MiB: ENODEV", State::Running),
         ("read after 0 in STOP_COPY: EIO", State::Running),
         ("arc RUNNING->PRE_COPY: EIO broken", State::Error),
         ("arc *->STOP_COPY: EIO broken", State::Error),
