@@ -166,8 +166,13 @@ impl Giving {
                 }
             }
         };
+        let was_in_precopy = precopying.is_some();
         let stopped = precopying.and_then(|precopying| precopying.stop(stop));
         let Some(stopped) = stopped else {
+            if was_in_precopy && let Err(error) = self.discard() {
+                sleep_again(&device, low_power);
+                return Err(error.into());
+            }
             return match Stopped::look(device.clone(), low_power) {
                 Ok(stopped) => Ok(stop(stopped)?.0),
                 Err((kept, low_power)) => {

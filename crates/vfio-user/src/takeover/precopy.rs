@@ -89,10 +89,11 @@ impl Precopying {
         self.hidden.wanted()
     }
 
-    /// Stops the device by `stop`. Its client is not served meanwhile.
+    /// Stops the device by `stop`. Its client is not served meanwhile. `None` if somebody else has taken the device out of
+    /// this pre-copy: its state may be any, and the data so far is void.
     pub(super) fn stop<T>(mut self, stop: impl FnOnce(Stopped) -> T) -> Option<T> {
-        let running = self.running.take()?;
-        Some(self.hidden.end(|| stop(running)))
+        let mut running = self.running.take()?;
+        self.hidden.end(|| running.is_in_precopy().then(|| stop(running)))
     }
 
     /// Brings the device back to RUNNING, unless somebody else has taken it out of this pre-copy.

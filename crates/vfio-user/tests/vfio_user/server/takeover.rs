@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::ioctl_fionread;
 use tempfile::TempDir;
@@ -60,10 +61,16 @@ impl Line {
 
     /// A first server that an event loop dispatches, and counts how often.
     pub(crate) fn dispatched(backend: Backend, count: Arc<AtomicU64>) -> Line {
+        Line::gated(backend, Arc::default(), count)
+    }
+
+    /// The same, with no turn while the gate is held. One that waits for it is counted.
+    pub(crate) fn gated(backend: Backend, gate: Arc<Mutex<()>>, count: Arc<AtomicU64>) -> Line {
         Line::run_by(backend, Server::allow_takeover, move |server| {
             loop {
                 poll(&mut [PollFd::new(&server, PollFlags::IN)], None).unwrap();
                 count.fetch_add(1, Ordering::Relaxed);
+                let _turn = gate.lock();
                 if let ControlFlow::Break(served) = server.dispatch()? {
                     return Ok(served);
                 }
