@@ -58,6 +58,17 @@ impl Queue {
         Ok(())
     }
 
+    /// Appends a command of another queue, in order. Its first one may have been put back to a full one.
+    #[cfg(feature = "takeover")]
+    pub(super) fn import(&mut self, command: Waiting) -> Result<(), ServeError> {
+        let Some(first) = self.commands.pop_front() else { return self.push(command) };
+        let (bytes, descriptors) = (first.bytes(), first.descriptors());
+        (self.bytes, self.descriptors) = (self.bytes - bytes, self.descriptors - descriptors);
+        let pushed = self.push(command);
+        self.put_back(first);
+        pushed
+    }
+
     /// Puts back a command that was taken, as the next one.
     pub(super) fn put_back(&mut self, command: Waiting) {
         self.bytes += command.bytes();
@@ -81,5 +92,36 @@ impl Queue {
     /// Removes all commands, and closes their descriptors.
     pub(super) fn clear(&mut self) {
         *self = Queue::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Kind;
+
+    fn command(id: u16) -> Waiting {
+        let header = Header { id, command: 1, size: 16, kind: Kind::Command { no_reply: false } };
+        Waiting { header, payload: Vec::new(), descriptors: Ok(Descriptors::default()) }
+    }
+
+    #[cfg(feature = "takeover")]
+    #[test]
+    fn a_full_queue_to_which_a_command_was_put_back_continues_elsewhere() {
+        let mut queue = Queue::default();
+        while queue.push(command(0)).is_ok() {}
+        let taken = queue.pop().expect("it is full");
+        queue.push(command(1)).expect("there is room for one");
+        queue.put_back(taken);
+        let count = queue.iter().count();
+        let mut next = Queue::default();
+        for _ in 0..count {
+            next.import(command(2)).expect("it was in the other");
+        }
+        next.import(command(3)).unwrap_err();
+        assert!(
+            matches!(next.push(command(3)), Err(ServeError::Flood { .. })),
+            "a client's own is not taken"
+        );
     }
 }

@@ -159,7 +159,7 @@ impl Snapshot {
 
     /// Appends a command that was read and not executed.
     pub(crate) fn wait(&mut self, command: Waiting) -> Result<(), ServeError> {
-        self.waiting.push(command)
+        self.waiting.import(command)
     }
 
     /// Returns a file that may never respond, as memory behind a mapping.
