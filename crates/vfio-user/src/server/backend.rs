@@ -202,9 +202,15 @@ impl Backend {
         &self.shared.capabilities
     }
 
+    /// Returns whether a client is served, through any handle.
+    #[cfg(feature = "takeover")]
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.shared.in_use.load(Ordering::Acquire)
+    }
+
     /// Returns the pre-copy of a takeover, if one is in it.
     #[cfg(feature = "takeover")]
-    pub(super) fn hidden_precopy(&self) -> &Arc<HiddenPrecopy> {
+    pub(crate) fn hidden_precopy(&self) -> &Arc<HiddenPrecopy> {
         &self.shared.hidden_precopy
     }
 
@@ -221,19 +227,23 @@ impl Shared {
     }
 }
 
-/// The right to serve the only client, until it is dropped.
+/// The right to serve the only client, until it and its clones are dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn(pub(super) Arc<Shared>, #[expect(dead_code, reason = "only held")] Arc<InUse>);
+
 #[derive(Debug)]
-pub(crate) struct Turn(pub(super) Arc<Shared>);
+struct InUse(Arc<Shared>);
 
 impl Turn {
     /// Takes the right, unless another client has it.
     pub(crate) fn take(backend: &Backend) -> Option<Turn> {
         let shared = &backend.shared;
-        (!shared.in_use.swap(true, Ordering::AcqRel)).then(|| Turn(shared.clone()))
+        let is_free = !shared.in_use.swap(true, Ordering::AcqRel);
+        is_free.then(|| Turn(shared.clone(), Arc::new(InUse(shared.clone()))))
     }
 }
 
-impl Drop for Turn {
+impl Drop for InUse {
     fn drop(&mut self) {
         self.0.in_use.store(false, Ordering::Release);
     }

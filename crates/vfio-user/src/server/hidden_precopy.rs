@@ -3,8 +3,8 @@
 //! A request of the client that pre-copy would answer otherwise, or that would end it, waits: the takeover then stops the
 //! device as soon as it can, and the new server executes the request. If there is no takeover any more, it is executed here.
 
-#[cfg(feature = "takeover")]
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use crate::message::{Command, Limits, Request};
 #[cfg(feature = "takeover")]
 use crate::server::session::rest::NotParked;
+use crate::server::signal::signal;
 #[cfg(feature = "takeover")]
 use crate::socket::is_readable;
 
@@ -38,6 +39,8 @@ pub(crate) struct Hidden {
     data_size: Result<u64, Errno>,
     /// The time since which a request of the client waits.
     wanted: Option<Instant>,
+    /// Signalled when the first one does.
+    signal: Arc<OwnedFd>,
 }
 
 /// The meaning of a client's request for a pre-copy that it does not see.
@@ -93,11 +96,12 @@ impl Meaning {
 impl HiddenPrecopy {
     /// Brings the device to PRE_COPY by `enter`, which the client does not see from then on if it succeeds. Requests of the
     /// client that change the migration come before or after: one under execution is waited for until the deadline, or until
-    /// `stop` is signalled.
+    /// `stop` is signalled. `wanted` is signalled once one waits for the end of pre-copy.
     #[cfg(feature = "takeover")]
     pub(crate) fn begin<T, E: From<NotParked>>(
         &self,
         device: &DeviceFile,
+        wanted: &Arc<OwnedFd>,
         stop: &OwnedFd,
         deadline: Instant,
         enter: impl FnOnce() -> Result<Option<T>, E>,
@@ -113,7 +117,7 @@ impl HiddenPrecopy {
         let data_size = if device.may_sleep() { Err(Errno::ENODATA) } else { device.mig_data_size() };
         let entered = enter()?;
         if entered.is_some() {
-            *state = Some(Hidden { data_size, wanted: None });
+            *state = Some(Hidden { data_size, wanted: None, signal: wanted.clone() });
             self.is_on.store(true, Ordering::Release);
         }
         Ok(entered)
@@ -122,10 +126,17 @@ impl HiddenPrecopy {
     /// Brings the device out of PRE_COPY by `leave`, after which nothing is hidden and no request waits.
     #[cfg(feature = "takeover")]
     pub(crate) fn end<T>(&self, leave: impl FnOnce() -> T) -> T {
-        let mut state = self.state.lock();
-        let left = leave();
-        self.forget(&mut state);
-        left
+        // Also after a panic of the driver.
+        struct Forgetting<'a>(&'a HiddenPrecopy, MutexGuard<'a, Option<Hidden>>);
+
+        impl Drop for Forgetting<'_> {
+            fn drop(&mut self) {
+                self.0.forget(&mut self.1);
+            }
+        }
+
+        let _forgetting = Forgetting(self, self.state.lock());
+        leave()
     }
 
     /// Ends pre-copy at once, for a client that does not wait. The takeover notices, and starts over.
@@ -162,7 +173,10 @@ impl HiddenPrecopy {
     pub(super) fn enter(&self) -> Option<Shown<'_>> {
         let mut state = self.state.lock();
         if let Some(hidden) = &mut *state {
-            hidden.wanted.get_or_insert_with(Instant::now);
+            if hidden.wanted.is_none() {
+                hidden.wanted = Some(Instant::now());
+                signal(&hidden.signal);
+            }
             return None;
         }
         Some(Shown(state))
@@ -222,22 +236,25 @@ mod tests {
     }
 
     #[cfg(feature = "takeover")]
+    struct Idle;
+
+    #[cfg(feature = "takeover")]
+    impl whimbrel_device::Driver for Idle {
+        fn info(&self) -> whimbrel_device::Info {
+            whimbrel_device::Info::new(whimbrel_device::DeviceInfoFlags::PCI)
+        }
+    }
+
+    #[cfg(feature = "takeover")]
     #[test]
     fn a_takeover_that_waits_for_a_request_ends_with_the_server_and_at_its_deadline() {
         use rustix::event::{EventfdFlags, eventfd};
 
-        struct Idle;
-
-        impl whimbrel_device::Driver for Idle {
-            fn info(&self) -> whimbrel_device::Info {
-                whimbrel_device::Info::new(whimbrel_device::DeviceInfoFlags::PCI)
-            }
-        }
-
         let device = DeviceFile::new("idle", |_| Idle);
         let hidden = HiddenPrecopy::default();
+        let wanted = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
         let begin = |stop: &OwnedFd, deadline| {
-            hidden.begin(&device, stop, deadline, || Ok::<Option<()>, NotParked>(None))
+            hidden.begin(&device, &wanted, stop, deadline, || Ok::<Option<()>, NotParked>(None))
         };
         let [runs, stopped] = [0, 1].map(|count| eventfd(count, EventfdFlags::CLOEXEC).expect("an eventfd"));
         let later = Instant::now() + Duration::from_hours(1);
@@ -246,6 +263,27 @@ mod tests {
         assert_eq!(begin(&runs, Instant::now()), Err(NotParked::Busy));
         drop(executed);
         assert_eq!(begin(&runs, Instant::now()), Ok(None));
+    }
+
+    #[cfg(feature = "takeover")]
+    #[test]
+    fn nothing_is_hidden_any_more_once_a_driver_has_panicked_at_the_end_of_pre_copy() {
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+
+        use rustix::event::{EventfdFlags, eventfd};
+
+        let device = DeviceFile::new("idle", |_| Idle);
+        let hidden = HiddenPrecopy::default();
+        let wanted = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"));
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
+        hidden
+            .begin(&device, &wanted, &stop, Instant::now(), || Ok::<_, NotParked>(Some(())))
+            .expect("it begins");
+        assert!(hidden.enter().is_none(), "a request waits");
+        let left = catch_unwind(AssertUnwindSafe(|| hidden.end(|| panic!("as it should here"))));
+        left.unwrap_err();
+        assert!(!hidden.is_on());
+        assert!(hidden.enter().is_some(), "no request waits");
     }
 
     #[test]

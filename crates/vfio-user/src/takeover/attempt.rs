@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::precopy::Precopying;
 use super::refusal::Refusal;
 use super::wire::{REST_TIMEOUT, TIMEOUT};
 use super::{TakeoverError, check_user};
+use crate::server::backend::Turn;
 use crate::server::session::client_handle::{ClientHandle, Parked};
 use crate::server::signal::signal;
 
@@ -140,6 +141,13 @@ pub(crate) fn busy() -> Refusal {
     Refusal::new(Errno::EBUSY, "another takeover is in progress")
 }
 
+/// Returns the reason to refuse a device that is served through another handle to the backend.
+fn in_use() -> Refusal {
+    let why =
+        "the program serves another client of the device, not over this server's socket; disconnect it first";
+    Refusal::new(Errno::EBUSY, why)
+}
+
 /// Sends messages to the server that accepts clients, and reports the end, even after a panic.
 struct Teller {
     sender: Sender<Event>,
@@ -153,15 +161,24 @@ impl Teller {
         signal(&self.changed);
     }
 
-    /// Asks for the client, which must not be the process that takes over.
+    /// Asks for the client until a deadline. It must not be the process that takes over.
     fn client(
         &self,
         peer: &Peer,
+        until: Instant,
         event: impl FnOnce(SyncSender<Option<ClientHandle>>) -> Event,
     ) -> Result<Option<ClientHandle>, Refusal> {
         let (reply, answer) = mpsc::sync_channel(1);
         self.tell(event(reply));
-        let handle = answer.recv_timeout(TIMEOUT).map_err(|_| LinkError::Stopped)?;
+        let handle = answer
+            .recv_timeout(until.saturating_duration_since(Instant::now()))
+            .map_err(|error| match error {
+                RecvTimeoutError::Disconnected => LinkError::Stopped.into(),
+                RecvTimeoutError::Timeout => {
+                    let why = "the old server's thread is busy: its device holds it up, or its event loop does not dispatch";
+                    Refusal::new(Errno::ETIMEDOUT, why)
+                }
+            })?;
         handle.iter().try_for_each(|handle| check_no_client(peer, handle))?;
         Ok(handle)
     }
@@ -190,18 +207,34 @@ fn give(
     };
     let mut giving = Giving::begin(link, peer, stop, offer)?;
     // Before anything of the device leaves this process.
-    if let Err(kept) = teller.client(&giving.peer, Event::Precopy) {
-        return Err(giving.refuse(kept));
+    let backend = giving.offer.backend.clone();
+    match teller.client(&giving.peer, Instant::now() + TIMEOUT, Event::Precopy) {
+        Ok(None) if backend.is_in_use() => return Err(giving.refuse(in_use())),
+        Ok(Some(handle)) if handle.has_region_file() => return Err(giving.refuse(Refusal::region_file())),
+        Ok(_) => {}
+        Err(kept) => return Err(giving.refuse(kept)),
     }
     let precopying = match giving.precopy() {
         Ok(precopying) => precopying,
         Err(kept) => return Err(giving.refuse(kept)),
     };
-    let parked = teller.client(&giving.peer, Event::Agreed).and_then(|handle| {
-        let until = Instant::now() + REST_TIMEOUT;
-        Ok(handle.map_or(Ok(None), |handle| handle.park(&giving.stop, until))?)
+    // A client whose request waits is kept waiting since then.
+    let wanted = || precopying.as_ref().and_then(Precopying::wanted);
+    let pause = giving.offer.pause;
+    let within = |time| {
+        let until = Instant::now() + time;
+        wanted().map_or(until, |wanted| until.min(wanted + pause))
+    };
+    let parked = teller.client(&giving.peer, within(TIMEOUT), Event::Agreed).and_then(|handle| {
+        let parked = handle.map_or(Ok(None), |handle| handle.park(&giving.stop, within(REST_TIMEOUT)))?;
+        // Without a client at rest, nobody else is to be served until the outcome is known.
+        let turn = match &parked {
+            Some(_) => None,
+            None => Some(Turn::take(&backend).ok_or_else(in_use)?),
+        };
+        Ok((parked, turn))
     });
-    let mut parked = match parked {
+    let (mut parked, _turn) = match parked {
         Ok(parked) => parked,
         Err(kept) => {
             // First of all the device: the new server learns of it in any case.
@@ -210,8 +243,7 @@ fn give(
         }
     };
     let handed_over = || teller.tell(Event::HandedOver);
-    // A client whose request waits is kept waiting since then.
-    let since = precopying.as_ref().and_then(Precopying::wanted).unwrap_or_else(Instant::now);
+    let since = wanted().unwrap_or_else(Instant::now);
     let given = giving.finish(parked.as_mut().map(Parked::serving), precopying, since, handed_over);
     if let (Ok(_), Some(parked)) = (&given, parked) {
         parked.release();

@@ -16,7 +16,7 @@ use super::precopy::Precopying;
 use super::refusal::Refusal;
 use super::stopped::{Stopped, sleep_again};
 use super::wire::{Begin, MAX_DATA, Message, TakeoversRecord, VERSIONS};
-use crate::server::hidden_precopy::HiddenPrecopy;
+use crate::server::backend::Backend;
 use crate::server::listener::moved::Moved;
 use crate::server::session::serving::Serving;
 
@@ -32,8 +32,8 @@ pub(crate) struct Offer {
     pub(crate) takeovers: Option<(OwnedFd, TakeoversRecord)>,
     /// Maximum downtime of the device.
     pub(crate) pause: Duration,
-    /// Hides pre-copy from the client.
-    pub(crate) hidden: Arc<HiddenPrecopy>,
+    /// Serves the device, and hides pre-copy from its client.
+    pub(crate) backend: Backend,
 }
 
 /// A takeover that both sides agreed on; the device still runs.
@@ -144,8 +144,7 @@ impl Giving {
             return Err(Refusal::new(Errno::ENOTTY, why));
         }
         if client.is_some_and(Serving::has_region_file) {
-            let why = "the client may have mapped a region's file; disconnect it first";
-            return Err(Refusal::new(Errno::EOPNOTSUPP, why));
+            return Err(Refusal::region_file());
         }
         if client.is_some_and(Serving::is_over) {
             return Err(Refusal::new(Errno::EAGAIN, "the client is disconnecting"));

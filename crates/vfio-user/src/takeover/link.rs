@@ -75,6 +75,8 @@ struct Limit {
     deadline: Instant,
     time: Duration,
     stop: Option<Arc<OwnedFd>>,
+    /// Once this is readable, all work must end within the time.
+    hurry: Option<(Arc<OwnedFd>, Duration)>,
 }
 
 /// A message as received.
@@ -90,7 +92,7 @@ impl Link {
     pub(super) fn new(stream: UnixStream, time: Duration) -> io::Result<Link> {
         stream.set_nonblocking(true)?;
         let (receiver, sender) = connection(stream, LIMITS);
-        let limit = Limit { deadline: Instant::now() + time, time, stop: None };
+        let limit = Limit { deadline: Instant::now() + time, time, stop: None, hurry: None };
         Ok(Link { receiver, sender, out: MessageBuffer::new(), limit, is_cut: false, sent: 0 })
     }
 
@@ -115,6 +117,13 @@ impl Link {
     pub(super) fn limit_since(&mut self, since: Instant, time: Duration) {
         self.limit.deadline = since + time;
         self.limit.time = time;
+        self.limit.hurry = None;
+    }
+
+    /// Shortens the time for all further communication, also in a wait under way, once `signal` becomes readable: from then
+    /// on it is at most `time`.
+    pub(super) fn hurry_once(&mut self, signal: Arc<OwnedFd>, time: Duration) {
+        self.limit.hurry = Some((signal, time));
     }
 
     /// Returns the number of messages sent.
@@ -141,6 +150,11 @@ impl Link {
                 tracing::debug!(%error, "cannot send the last message to the other server: {}", message.kind());
             }
         }
+    }
+
+    /// Returns whether a message was begun and not finished.
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// Hangs up: no more messages are sent or received.
@@ -267,26 +281,38 @@ impl Limit {
 
     /// Waits until the socket is ready. Returns the reason if the wait must end; `None` if one message took too long.
     fn wait(
-        &self,
+        &mut self,
         socket: BorrowedFd<'_>,
         flags: PollFlags,
         deadline: Instant,
     ) -> Result<(), Option<LinkError>> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.min(self.deadline).saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(self.check().err());
             }
             let timeout = Timespec::try_from(left).ok();
             let mut asked = vec![PollFd::from_borrowed_fd(socket, flags)];
             asked.extend(self.stop.as_ref().map(|stop| PollFd::new(&**stop, PollFlags::IN)));
+            asked.extend(self.hurry.as_ref().map(|(signal, _)| PollFd::new(&**signal, PollFlags::IN)));
             match poll(&mut asked, timeout.as_ref()) {
-                Err(rustix::io::Errno::INTR) | Ok(0) => {}
+                Err(rustix::io::Errno::INTR) | Ok(0) => continue,
                 Err(error) => return Err(Some(io::Error::from(error).into())),
-                Ok(_) if asked.get(1).is_some_and(|stop| !stop.revents().is_empty()) => {
-                    return Err(Some(LinkError::Stopped));
-                }
-                Ok(_) => return Ok(()),
+                Ok(_) => {}
+            }
+            let mut others = asked[1..].iter().map(|polled| !polled.revents().is_empty());
+            let is_stopped = self.stop.is_some() && others.next() == Some(true);
+            let must_hurry = self.hurry.is_some() && others.next() == Some(true);
+            if is_stopped {
+                return Err(Some(LinkError::Stopped));
+            }
+            if !must_hurry {
+                return Ok(());
+            }
+            if let Some((_, time)) = self.hurry.take()
+                && Instant::now() + time < self.deadline
+            {
+                (self.deadline, self.time) = (Instant::now() + time, time);
             }
         }
     }
@@ -347,6 +373,21 @@ mod tests {
         assert!(matches!(link.receive().unwrap_err(), LinkError::Stopped));
         assert!(matches!(link.send(&Message::Ready).unwrap_err(), LinkError::Stopped), "from then on");
         drop(stopping.join());
+    }
+
+    #[test]
+    fn a_signal_shortens_a_wait_under_way_and_all_that_follows() {
+        let (mut link, there) = pair(Duration::from_hours(1));
+        let (hurries, mut hurry) = UnixStream::pair().expect("a pair of sockets");
+        let time = Duration::from_millis(20);
+        link.hurry_once(Arc::new(hurries.into()), time);
+        let mut other = Link::new(there, TIMEOUT).expect("a link");
+        other.send(&Message::Ready).expect("it is taken");
+        link.receive().expect("nothing hurries yet");
+        hurry.write_all(b"x").expect("there is room");
+        // A single message has more time.
+        assert!(matches!(link.receive().unwrap_err(), LinkError::TooLong(limit) if limit == time));
+        assert!(matches!(link.send(&Message::Ready).unwrap_err(), LinkError::TooLong(_)), "from then on");
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! and its messages in the socket's buffer.
 //!
 //! A takeover is refused for a device that is being migrated, for one that cannot migrate, and for one whose client has
-//! received a region's file, which refers to the old process's memory.
+//! received a region's file, which refers to the old process's memory; and for one that the program serves to a client
+//! through another handle to its backend.
 //!
 //! # Pre-copy
 //!
@@ -48,10 +49,10 @@
 //! # Timeouts
 //!
 //! On the old server a takeover has a separate thread, and only the client that is handed over waits for it. A
-//! message has a timeout of ten seconds, the agreement twenty, pre-copy ten minutes, the client's request before pre-copy
-//! and its rest seven seconds each, and all
-//! work while the device is stopped [`Server::takeover_pause`](crate::Server::takeover_pause) together: absolute
-//! deadlines, which a peer cannot extend byte by byte. A call into a driver is not interrupted. Stopping the server ends everything.
+//! message has a timeout of ten seconds, the agreement twenty, pre-copy ten minutes, a request of the client before it
+//! and the client's rest seven seconds each, and all work while the device is stopped, or a request of the client waits for
+//! that, [`Server::takeover_pause`](crate::Server::takeover_pause) together: absolute deadlines, which a peer cannot extend
+//! byte by byte. A call into a driver is not interrupted. Stopping the server ends everything.
 //!
 //! # Permission
 //!

@@ -15,7 +15,7 @@ use super::give::{Giving, Transferred};
 use super::link::LinkError;
 use super::refusal::Refusal;
 use super::wire::Message;
-use crate::socket::is_readable;
+use crate::socket::{SocketError, is_readable};
 
 /// Interval of the warning that a device is stopped and may run elsewhere.
 const WARNING: Duration = Duration::from_mins(1);
@@ -50,6 +50,10 @@ impl Giving {
                         handed_over();
                     }
                     if let Err(error) = self.link.send(&Message::Handover) {
+                        if !self.link.is_cut() {
+                            // Nothing of it has left.
+                            return Err(error.into());
+                        }
                         // A message of which a part has left may be there.
                         return self.lost(&mut source, error);
                     }
@@ -72,8 +76,11 @@ impl Giving {
     /// Waits after HANDOVER without an answer: for a late report, for the end of the new server's process, or until
     /// this server is stopped.
     fn watch(&mut self, source: &mut Source, why: LinkError) -> Result<Transferred, Refusal> {
-        let mut listens =
-            matches!(why, LinkError::Silent | LinkError::Slow | LinkError::TooLong(_) | LinkError::Stopped);
+        // What cannot be sent says nothing of what has arrived already. Of a peer that has sent nonsense nothing is believed.
+        let mut listens = !matches!(
+            why,
+            LinkError::Malformed(_) | LinkError::Answered(_) | LinkError::Socket(SocketError::Frame(_))
+        );
         let mut next_warning = Instant::now();
         loop {
             // Asked first: what a dead process has said is all there, and is heard before anything is made of it.
@@ -135,5 +142,88 @@ impl Giving {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use whimbrel_device::{DeviceFile, DeviceInfoFlags, Driver, Info};
+
+    use super::*;
+    use crate::server::backend::Backend;
+    use crate::server::signal::signal;
+    use crate::takeover::Description;
+    use crate::takeover::give::Offer;
+    use crate::takeover::link::Link;
+    use crate::takeover::peer::Peer;
+    use crate::takeover::wire::{TIMEOUT, VERSIONS};
+
+    struct Idle;
+
+    impl Driver for Idle {
+        fn info(&self) -> Info {
+            Info::new(DeviceInfoFlags::PCI)
+        }
+    }
+
+    fn new_eventfd() -> OwnedFd {
+        eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd")
+    }
+
+    /// An old server that has sent everything, and the new server's end, which has accepted, and heard nothing.
+    fn sent() -> (Giving, Link) {
+        let (here, there) = UnixStream::pair().expect("a pair of sockets");
+        let mut theirs = Link::new(there, TIMEOUT).expect("a link");
+        for message in [Message::Request { versions: VERSIONS.to_vec() }, Message::Accept] {
+            theirs.send(&message).expect("there is room");
+        }
+        let backend = Backend::new(DeviceFile::new("idle", |_| Idle));
+        let offer = Offer {
+            device: backend.device().clone(),
+            description: Description::of(backend.device()).expect("a description"),
+            clients: new_eventfd(),
+            identity: (0, 0),
+            takeovers: None,
+            pause: TIMEOUT,
+            backend,
+        };
+        let peer = Peer::of(&here).expect("it lives");
+        let stop = Arc::new(new_eventfd());
+        let link = Link::new(here, TIMEOUT).expect("a link").stopped_by(stop.clone());
+        (Giving::begin(link, peer, stop, offer).expect("it is accepted"), theirs)
+    }
+
+    #[test]
+    fn a_failure_that_came_before_the_handover_could_be_sent_gives_the_device_back() {
+        let (mut giving, mut theirs) = sent();
+        theirs.receive().expect("the offer");
+        for message in [Message::Ready, Message::Failed { why: "it was reset".into() }] {
+            theirs.send(&message).expect("there is room");
+        }
+        drop(theirs);
+        // Its process, which is this one, does not die: what is not heard would be waited for.
+        let (done, is_done) = mpsc::channel();
+        let stop = giving.stop.clone();
+        let ending = std::thread::spawn(move || is_done.recv_timeout(TIMEOUT).map_err(|_| signal(&stop)));
+        let outcome = giving.hand_over(|| ());
+        let _ = done.send(());
+        assert!(matches!(&outcome, Err(Refusal::Declined(why)) if why == "it was reset"), "{outcome:?}");
+        let _ = ending.join();
+    }
+
+    #[test]
+    fn a_handover_of_which_nothing_has_left_gives_nothing() {
+        let (mut giving, mut theirs) = sent();
+        theirs.send(&Message::Ready).expect("there is room");
+        let stop = giving.stop.clone();
+        // Between READY and HANDOVER.
+        let outcome = giving.hand_over(|| signal(&stop));
+        assert!(matches!(outcome, Err(Refusal::Link(LinkError::Stopped))), "{outcome:?}");
     }
 }

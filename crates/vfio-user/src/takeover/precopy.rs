@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::event::{EventfdFlags, eventfd};
 use whimbrel_device::{DeviceFile, Errno, State};
 use whimbrel_user::{DataFile, SavingRead};
 
@@ -59,9 +60,10 @@ impl Precopying {
     fn begin(
         device: &DeviceFile,
         hidden: &Arc<HiddenPrecopy>,
+        wanted: &Arc<OwnedFd>,
         stop: &OwnedFd,
     ) -> Result<Option<Precopying>, Failed> {
-        let running = hidden.begin(device, stop, Instant::now() + REST_TIMEOUT, || {
+        let running = hidden.begin(device, wanted, stop, Instant::now() + REST_TIMEOUT, || {
             // Asking a device that sleeps would wake it.
             if device.may_sleep() {
                 return Ok(None);
@@ -132,7 +134,13 @@ impl Giving {
             return Ok(None);
         }
         let device = self.device.name().to_owned();
-        let mut precopying = match Precopying::begin(&self.device, &self.offer.hidden, &self.stop) {
+        let wanted = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| {
+            let errno = Errno::from_io_error(&error.into()).unwrap_or(Errno::EIO);
+            Refusal::new(errno, "cannot create an eventfd for pre-copy")
+        })?;
+        let wanted = Arc::new(wanted);
+        let hidden = self.offer.backend.hidden_precopy();
+        let mut precopying = match Precopying::begin(&self.device, hidden, &wanted, &self.stop) {
             Ok(Some(precopying)) => precopying,
             Ok(None) => return Ok(None),
             Err(Failed::Takeover(kept)) => return Err(kept),
@@ -142,6 +150,8 @@ impl Giving {
             }
         };
         self.link.limit(PRECOPY_TIMEOUT + TIMEOUT);
+        // A request that waits does so no longer for a new server that takes no data than for one that does.
+        self.link.hurry_once(wanted, self.offer.pause);
         self.link.send(&Message::Precopy)?;
         match self.rounds(&mut precopying) {
             Ok(()) => Ok(Some(precopying)),

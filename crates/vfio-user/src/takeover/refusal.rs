@@ -59,6 +59,12 @@ impl Refusal {
         Refusal::Refused { errno, why: why.into() }
     }
 
+    /// Returns the reason to refuse a client that has received a region's file.
+    pub(super) fn region_file() -> Refusal {
+        let why = "the client may have mapped a region's file; disconnect it first";
+        Refusal::new(Errno::EOPNOTSUPP, why)
+    }
+
     pub(super) fn errno(&self) -> Errno {
         match self {
             Refusal::Refused { errno, .. } => *errno,

@@ -104,7 +104,9 @@ impl Stopped {
             requests.resume();
         }
         if let Err(error) = self.adapted.go_to(self.state) {
-            tracing::error!(device, %error, "cannot resume the device after a failed takeover");
+            let before = self.state;
+            let now = self.adapted.state().map_or_else(|_| "unknown".to_owned(), |state| state.to_string());
+            tracing::error!(device, %error, state = now, "cannot bring the device back to {before} after a failed takeover; reset it");
         }
         self.device.resume_signals();
         sleep_again(&self.device, self.low_power);

@@ -46,6 +46,8 @@ pub(super) fn take(link: &mut Link, terms: Terms<'_>, backend: &Backend) -> Resu
         // The device was not touched, and another client may be using it.
         Err(error) => return Err(give_up(link, &mut destination, None, error)),
     };
+    // No other client is served before the device is reset after a failure.
+    let _turn = turn.clone();
     let loaded = link
         .send(&Message::Accept)
         .map_err(TakeoverError::from)

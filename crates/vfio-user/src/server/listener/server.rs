@@ -451,6 +451,10 @@ impl Server {
             reject(&stream, first_id, Errno::EBUSY);
             return false;
         }
+        if let Some(Current::Inline(left)) = &mut state.current {
+            // It may have left after its turn, with a request that waited for a takeover.
+            left.dispatch();
+        }
         if let Some(left) = self.remove_client(state) {
             // It may have shut down its own direction alone, and take no answers: its thread would wait for that.
             left.end();

@@ -37,6 +37,7 @@ pub(super) struct Takeovers {
     pub(super) listener: Option<Listener>,
     pause: Duration,
     turned_down: LogLimit,
+    failed: LogLimit,
 }
 
 /// The takeover under way, and the next one.
@@ -74,6 +75,7 @@ impl Takeovers {
             listener,
             pause: takeover::PAUSE,
             turned_down: LogLimit::default(),
+            failed: LogLimit::default(),
         }
     }
 
@@ -126,7 +128,7 @@ impl Takeovers {
             Ok(offer) => {
                 match Attempt::start(stream, offer, place.stop.clone(), place.changed.clone()) {
                     Ok(begun) => *attempt = Some(begun),
-                    Err(error) => stays(place.clients, &error.into()),
+                    Err(error) => self.stays(place.clients, &error.into()),
                 }
                 return;
             }
@@ -152,7 +154,7 @@ impl Takeovers {
             identity: place.clients.identity(),
             takeovers: takeovers.transpose()?,
             pause: self.pause,
-            hidden: place.backend.hidden_precopy().clone(),
+            backend: place.backend.clone(),
         })
     }
 
@@ -176,11 +178,18 @@ impl Takeovers {
         self.ended(ended.end(), clients)
     }
 
+    /// Logs a failed takeover. A process that may take over can cause this again and again.
+    fn stays(&self, clients: &Listener, why: &Refusal) {
+        if let Some(left_out) = self.failed.admit(Instant::now()) {
+            tracing::warn!(path = %clients.path().display(), left_out, "takeover failed, this server keeps the device: {why}");
+        }
+    }
+
     fn ended(&self, outcome: Outcome, clients: &Listener) -> Option<io::Result<Moved>> {
         let listeners = || [clients].into_iter().chain(&self.listener);
         match outcome {
             Outcome::Kept(why) => {
-                stays(clients, &why);
+                self.stays(clients, &why);
                 for listener in listeners().filter(|listener| listener.has_lost_file()) {
                     let path = listener.path().display();
                     tracing::warn!(%path, "the socket's file was removed: no client can connect; restart the server");
@@ -221,8 +230,4 @@ impl UnderWay {
         // With nothing under way its turn has come.
         Some(if self.attempt.is_none() { Duration::ZERO } else { until.saturating_duration_since(now) })
     }
-}
-
-fn stays(clients: &Listener, why: &Refusal) {
-    tracing::warn!(path = %clients.path().display(), "takeover failed, this server keeps the device: {why}");
 }

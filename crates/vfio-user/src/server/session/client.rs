@@ -5,6 +5,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use whimbrel_device::{Compatibility, DeviceFile, Errno, IoeventfdWrite, ResetRule};
@@ -38,7 +39,6 @@ const MOMENT: Duration = Duration::from_millis(2);
 
 /// The server's record of its client. The client's setup ends with it; the device's state stays.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "facts, each of which can be true without the others")]
 pub(super) struct Client {
     pub(super) backend: Arc<Shared>,
     /// The command socket.
@@ -60,7 +60,7 @@ pub(super) struct Client {
     pub(super) mappings: Option<Mappings>,
     pub(super) log: Option<Log>,
     /// True if the client has received the file of a region, and may have mapped it.
-    pub(super) has_region_file: bool,
+    pub(super) has_region_file: Arc<AtomicBool>,
     pub(super) ioeventfds: BTreeMap<IoeventfdWrite, OwnedFd>,
     /// The socket of the data session, if it has one.
     pub(super) state_channel: Option<StateChannel>,
@@ -103,7 +103,7 @@ impl Client {
             agreed: None,
             mappings: None,
             log: None,
-            has_region_file: false,
+            has_region_file: Arc::default(),
             ioeventfds: BTreeMap::new(),
             state_channel: None,
             replies: true,
@@ -220,16 +220,23 @@ impl Client {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Gives a takeover, if the next command waits for it, a moment to stop the device. A client that has hung up does
-    /// not wait: a server that serves the next one may be waiting for this.
+    /// Gives a takeover, if the next command waits for it, a moment to stop the device.
     fn wait_for_takeover(&mut self) {
         if std::mem::take(&mut self.waits_for_takeover) {
-            let hidden = &self.backend.hidden_precopy;
-            hidden.wait(MOMENT);
-            if has_hung_up(self.channel.socket()) {
-                hidden.end_now(self.device());
-            }
+            self.backend.hidden_precopy.wait(MOMENT);
+            self.ends_precopy();
         }
+    }
+
+    /// Ends the pre-copy that the next command waits for, if the client has hung up: then it does not wait, and a server that
+    /// serves the next one may be waiting for it. Returns whether that is so. A client that is to rest goes to the new server.
+    pub(super) fn ends_precopy(&self) -> bool {
+        let must_rest = self.rest.as_ref().is_some_and(|rest| rest.is_wanted());
+        let is_gone = !must_rest && has_hung_up(self.channel.socket());
+        if is_gone {
+            self.backend.hidden_precopy.end_now(self.device());
+        }
+        is_gone
     }
 
     /// Tells the client why reading from it ends, if possible.
@@ -421,7 +428,7 @@ impl Client {
             Request::DeviceGetRegionInfo { argsz, index } => {
                 let takes_file = self.agreed.as_ref().is_some_and(|agreed| agreed.max_msg_fds > 0);
                 let (region, file) = region_info::describe(self.device(), *index, takes_file)?;
-                self.has_region_file |= file.is_some();
+                self.has_region_file.fetch_or(file.is_some(), Ordering::Relaxed);
                 self.descriptors.extend(file);
                 let reply = RegionInfoReply::new(*index, region, *argsz);
                 self.out.reply(id, &Reply::DeviceGetRegionInfo(reply));

@@ -2,6 +2,9 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+#[cfg(feature = "takeover")]
+use std::sync::atomic::Ordering;
 #[cfg(feature = "takeover")]
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::{Receiver, Sender};
@@ -30,6 +33,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct ClientHandle {
     socket: Socket,
     rest: Arc<Rest>,
+    has_region_file: Arc<AtomicBool>,
     parked: Arc<Mutex<Receiver<Parked>>>,
     /// Signalled to request a rest, if the serving side does not check by itself.
     wake: Option<Arc<OwnedFd>>,
@@ -52,6 +56,7 @@ impl ClientHandle {
         ClientHandle {
             socket: client.channel.socket().clone(),
             rest: client.rest.clone().unwrap_or_default(),
+            has_region_file: client.has_region_file.clone(),
             parked: Arc::new(Mutex::new(parked)),
             wake,
         }
@@ -60,6 +65,12 @@ impl ClientHandle {
     /// Returns the client's command socket.
     pub(crate) fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// Returns whether the client has received the file of a region by now.
+    #[cfg(feature = "takeover")]
+    pub(crate) fn has_region_file(&self) -> bool {
+        self.has_region_file.load(Ordering::Relaxed)
     }
 
     /// Returns whether the client has hung up, or its connection is over.

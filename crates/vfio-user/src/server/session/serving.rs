@@ -2,6 +2,8 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+#[cfg(feature = "takeover")]
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use whimbrel_device::Errno;
@@ -98,7 +100,7 @@ impl Serving {
     /// Returns whether the client has received the file of a region, and may have mapped it.
     #[cfg(feature = "takeover")]
     pub(crate) fn has_region_file(&self) -> bool {
-        self.client.has_region_file
+        self.client.has_region_file.load(Ordering::Relaxed)
     }
 
     /// Returns whether the connection is over.

@@ -58,8 +58,11 @@ impl Client {
                 return Err(error);
             }
             if self.waits_for_takeover {
-                // Its stop, or its end, wakes the loop.
-                return Ok(Step::Idle);
+                if !self.ends_precopy() {
+                    // Its stop, its end, or that of the connection wakes the loop.
+                    return Ok(Step::Idle);
+                }
+                self.waits_for_takeover = false;
             }
         }
         Ok(Step::More)

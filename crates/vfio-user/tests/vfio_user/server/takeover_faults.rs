@@ -10,11 +10,13 @@ use whimbrel_device::{
     ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqInfoFlags, Migration,
     MigrationFlags, Region, RegionInfoFlags, State,
 };
-use whimbrel_vfio_user::{Backend, BackendOptions, TakeoverError};
+use whimbrel_vfio_user::{Backend, BackendOptions, ServeError, TakeoverError};
 
 use super::hand::*;
 use super::support::*;
 use super::takeover::Line;
+use super::takeover_precopy::comes_to;
+use super::takeover_races::left;
 
 /// A device of eight bytes whose start may fail after it has begun to run.
 #[derive(Default)]
@@ -34,6 +36,9 @@ struct Card {
 struct Seen {
     both_ran: AtomicBool,
     was_started: AtomicBool,
+    /// Its reset has begun, and waits for the gate.
+    is_reset: AtomicBool,
+    gate: Mutex<()>,
     /// The threads that have read a register.
     threads: Mutex<Vec<ThreadId>>,
 }
@@ -88,6 +93,8 @@ impl Driver for Card {
         if self.reset_is_refused {
             return Err(Errno::EIO);
         }
+        self.seen.is_reset.store(true, Ordering::Relaxed);
+        drop(self.seen.gate.lock());
         // A reset takes time, in which the device runs on.
         let end = Instant::now() + Duration::from_millis(300);
         while Instant::now() < end {
@@ -186,6 +193,25 @@ fn a_device_that_was_never_started_and_cannot_be_reset_keeps_nobody_waiting() {
     let error = line.take_over_with(less).unwrap_err();
     assert!(matches!(error, TakeoverError::Unsettled { .. }), "{error}");
     assert_eq!(peer.read(BAR, 0, 3).unwrap(), b"old");
+}
+
+#[test]
+fn a_new_server_whose_takeover_failed_serves_no_client_before_the_device_is_reset() {
+    let mut line = Line::with(Card::default().open());
+    let _peer = line.client();
+    let seen = Arc::new(Seen::default());
+    let new = Card { start_fails: true, seen: seen.clone(), ..Card::default() }.open();
+    std::thread::scope(|scope| {
+        let held = seen.gate.lock();
+        let taking = scope.spawn(|| line.take_over_with(new.clone()));
+        comes_to("it is reset", || seen.is_reset.load(Ordering::Relaxed));
+        // One that were served would wait for the device, which is under reset.
+        let refused = scope.spawn(|| new.serve(left()));
+        comes_to("it is refused", || refused.is_finished());
+        assert!(matches!(refused.join().unwrap(), Err(ServeError::Busy)));
+        drop(held);
+        assert!(taking.join().unwrap().is_err());
+    });
 }
 
 #[test]

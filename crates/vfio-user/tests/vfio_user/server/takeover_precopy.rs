@@ -284,20 +284,21 @@ fn the_new_server_executes_the_migration_and_the_reset_that_the_client_has_asked
 
 #[test]
 fn a_reset_by_a_client_that_does_not_wait_is_executed_and_the_takeover_starts_over() {
-    let mut moving = Moving::new();
-    moving.peer.send(&Request::DeviceReset);
-    drop(moving.peer);
-    comes_to("its request is executed", || moving.device.mig_state() != Ok(State::PreCopy));
-    let (before, after, others) = take_all(&mut moving.hand);
-    assert_eq!(others[..2].iter().map(kind).collect::<Vec<_>>(), ["discard", "begin"]);
-    assert!(after as u64 > STATE, "{before} and {after} bytes");
-    assert_eq!(others.last().unwrap().text["state_bytes"], after as u64, "what is void does not count");
-    moving.hand.say(&json!({"message": "failed", "why": "enough"}));
-    comes_to("it is reset and runs", || {
-        let mut register = [9; 4];
-        moving.device.read_region(BAR, REGISTER, &mut register).unwrap();
-        register == [0; 4] && moving.device.mig_state() == Ok(State::Running)
-    });
+    for mut moving in [Moving::new(), Moving::dispatched().0] {
+        moving.peer.send(&Request::DeviceReset);
+        drop(moving.peer);
+        comes_to("its request is executed", || moving.device.mig_state() != Ok(State::PreCopy));
+        let (before, after, others) = take_all(&mut moving.hand);
+        assert_eq!(others[..2].iter().map(kind).collect::<Vec<_>>(), ["discard", "begin"]);
+        assert!(after as u64 > STATE, "{before} and {after} bytes");
+        assert_eq!(others.last().unwrap().text["state_bytes"], after as u64, "what is void does not count");
+        moving.hand.say(&json!({"message": "failed", "why": "enough"}));
+        comes_to("it is reset and runs", || {
+            let mut register = [9; 4];
+            moving.device.read_region(BAR, REGISTER, &mut register).unwrap();
+            register == [0; 4] && moving.device.mig_state() == Ok(State::Running)
+        });
+    }
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::cell::OnceCell;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::json;
 use whimbrel_device::{DeviceFile, State};
-use whimbrel_vfio_user::message::MessageBuffer;
+use whimbrel_vfio_user::message::{MessageBuffer, Request};
+use whimbrel_vfio_user::{Backend, ServeError, Server};
 
 use super::hand::*;
 use super::support::*;
@@ -112,4 +113,71 @@ fn a_migration_that_begins_in_pre_copy_is_not_ended_with_it() {
     let said = drain(&mut moving.hand);
     assert_eq!(said.iter().map(kind).collect::<Vec<_>>(), ["discard", "abort"]);
     assert!(!session.is_over());
+}
+
+#[test]
+fn a_request_waits_no_longer_than_the_pause_for_a_new_server_that_reads_nothing() {
+    let limited = |server: Server| server.allow_takeover().takeover_pause(Duration::from_millis(100));
+    let mut moving = Moving::of(Line::of(model(""), limited));
+    let begun = Instant::now();
+    moving.peer.ask(&Request::DeviceReset).unwrap();
+    // A message has ten seconds.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(moving.device.mig_state(), Ok(State::Running));
+}
+
+#[test]
+fn a_device_whose_client_has_a_regions_file_is_refused_before_anything_moves() {
+    let line = Line::new();
+    let mut peer = line.client();
+    let info = peer.ask(&Request::DeviceGetRegionInfo { argsz: 64, index: MAPPED }).unwrap();
+    assert_eq!(info.fds.len(), 1);
+    let mut hand = Hand::speaking(&[2], || UnixStream::connect(line.path()).unwrap());
+    assert_eq!(kind(&hand.hear().unwrap()), "offer");
+    hand.say(&json!({"message": "accept"}));
+    let said = hand.hear().unwrap();
+    assert_eq!(kind(&said), "abort");
+    assert!(said.text["why"].as_str().unwrap().contains("a region's file"), "{said:?}");
+}
+
+/// A client of the same device, which the server at the path does not know.
+fn other_client(line: &Line) -> Peer {
+    let (theirs, ours) = UnixStream::pair().unwrap();
+    let backend = line.backend.clone();
+    let mut peer = Peer::new(ours, Some(std::thread::spawn(move || backend.serve(theirs))));
+    peer.agree(Backend::capabilities());
+    peer
+}
+
+#[test]
+fn a_device_that_a_client_uses_through_another_handle_is_not_taken_over() {
+    let mut line = Line::with(model(""));
+    let peer = other_client(&line);
+    for versions in [[1], [2]] {
+        let mut hand = Hand::speaking(&versions, || UnixStream::connect(line.path()).unwrap());
+        assert_eq!(kind(&hand.hear().unwrap()), "offer");
+        hand.say(&json!({"message": "accept"}));
+        let said = hand.hear().unwrap();
+        assert_eq!(kind(&said), "abort", "before anything moves");
+        assert!(said.text["why"].as_str().unwrap().contains("serves another client"), "{said:?}");
+    }
+    peer.leave().unwrap();
+    line.take_over_with(model("")).unwrap();
+}
+
+/// The server's end of a connection whose client has left.
+pub(super) fn left() -> UnixStream {
+    let (theirs, _) = UnixStream::pair().unwrap();
+    theirs
+}
+
+#[test]
+fn a_device_without_a_client_is_not_used_through_another_handle_while_it_is_handed_over() {
+    let line = Line::with(model(""));
+    let mut hand = Hand::speaking(&[1], || UnixStream::connect(line.path()).unwrap());
+    listen_to_all(&mut hand);
+    let refused = line.backend.serve(left());
+    assert!(matches!(refused, Err(ServeError::Busy)), "{refused:?}");
+    drop(hand);
+    comes_to("it is served again", || line.backend.serve(left()).is_ok());
 }
