@@ -131,8 +131,11 @@ use crate::server::backend::Backend;
 use crate::server::listener::socket_file::{Listener, connect_now, has_identity};
 use crate::server::session::serving::Serving;
 
-/// Maximum downtime of a device in a takeover, unless the old server says otherwise, and its upper bound.
-pub(crate) const PAUSE: Duration = Duration::from_secs(30);
+/// Maximum downtime of a device in a takeover by default: a client may wait for a reply no longer than QEMU's, five seconds.
+pub(crate) const PAUSE: Duration = Duration::from_secs(3);
+/// That of an old server that does not say.
+const UNTOLD_PAUSE: Duration = Duration::from_secs(30);
+/// The upper bound of both.
 pub(crate) const MAX_PAUSE: Duration = Duration::from_mins(10);
 
 /// Number of requests to a server that answers as if the request came from a client: it may have been too busy to
@@ -303,7 +306,7 @@ impl Takeover {
             }
             _ => return Err(TakeoverError::Path(path)),
         };
-        let pause = pause_ms.map_or(PAUSE, Duration::from_millis).min(MAX_PAUSE);
+        let pause = pause_ms.map_or(UNTOLD_PAUSE, Duration::from_millis).min(MAX_PAUSE);
         Ok(Takeover { link, clients, takeovers, offered: *device, version, pause })
     }
 

@@ -50,8 +50,11 @@ impl Server {
         self
     }
 
-    /// Sets the maximum downtime of the device in a takeover: 30 seconds by default, and at most ten minutes. A
+    /// Sets the maximum downtime of the device in a takeover: 3 seconds by default, and at most ten minutes. A
     /// takeover that takes longer is aborted, and the device continues.
+    ///
+    /// A client's request may wait as long for its reply, and a moment more: QEMU gives up after 5 seconds
+    /// (`x-msg-timeout`).
     #[must_use]
     pub fn takeover_pause(mut self, pause: Duration) -> Server {
         self.takeovers.set_pause(pause);
