@@ -1,0 +1,5 @@
+//! Stands between an unmodified VFIO program and its devices.
+//!
+//! [`trace`] shows the requests that a program makes, on any devices.
+
+pub mod trace;

@@ -1,0 +1,1 @@
+//! Shows what a program asks of VFIO devices: each request decoded, with its result and duration.
