@@ -19,6 +19,8 @@ pub(super) enum Show {
     Named(fn(u64) -> Option<&'static str>),
     /// Reserved: should be 0, and is shown only if it is not.
     Reserved,
+    /// Written by the driver side, or by both sides.
+    Out(&'static Show),
 }
 
 impl Show {
@@ -48,6 +50,7 @@ impl fmt::Display for Shown {
                 Some(name) => write!(f, "{value} {name}"),
                 None => write!(f, "{value}"),
             },
+            Show::Out(show) => write!(f, "{}", show.of(value, self.size)),
         }
     }
 }
@@ -87,29 +90,69 @@ pub(super) fn number(bytes: &[u8], offset: usize, size: usize) -> Option<u64> {
     }
 }
 
+/// Takes the values of a request, one after the other.
+pub(super) trait Sink {
+    /// Takes a value. One whose text does not need its name is `plain`.
+    fn take(&mut self, name: &dyn fmt::Display, plain: bool, value: fmt::Arguments<'_>) -> fmt::Result;
+}
+
 /// The comma-separated list between the parentheses.
-pub(super) struct List<'a, 'f> {
+pub(super) struct Text<'a, 'f> {
     f: &'a mut fmt::Formatter<'f>,
     is_empty: bool,
 }
 
-impl<'a, 'f> List<'a, 'f> {
+impl<'a, 'f> Text<'a, 'f> {
     pub(super) fn new(f: &'a mut fmt::Formatter<'f>) -> Self {
         Self { f, is_empty: true }
     }
+}
 
-    /// Adds an item.
-    pub(super) fn item(&mut self, text: fmt::Arguments<'_>) -> fmt::Result {
+impl Sink for Text<'_, '_> {
+    fn take(&mut self, name: &dyn fmt::Display, plain: bool, value: fmt::Arguments<'_>) -> fmt::Result {
         if !self.is_empty {
             self.f.write_str(", ")?;
         }
         self.is_empty = false;
-        self.f.write_fmt(text)
+        if plain { self.f.write_fmt(value) } else { write!(self.f, "{name} {value}") }
+    }
+}
+
+/// The values of a request, or those that the driver side has written, on their way to a [`Sink`].
+pub(super) struct List<'a> {
+    sink: &'a mut dyn Sink,
+    answer: bool,
+}
+
+impl<'a> List<'a> {
+    /// All values.
+    pub(super) fn whole(sink: &'a mut dyn Sink) -> Self {
+        Self { sink, answer: false }
+    }
+
+    /// The values that the driver side writes.
+    pub(super) fn answer(sink: &'a mut dyn Sink) -> Self {
+        Self { sink, answer: true }
+    }
+
+    /// Adds a value of the user.
+    pub(super) fn asked(&mut self, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
+        if self.answer { Ok(()) } else { self.sink.take(&name, false, value) }
+    }
+
+    /// Adds a value that the driver side writes.
+    pub(super) fn written(&mut self, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
+        self.sink.take(&name, false, value)
+    }
+
+    /// Adds a value of the user whose text does not need its name.
+    pub(super) fn plain(&mut self, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
+        if self.answer { Ok(()) } else { self.sink.take(&name, true, value) }
     }
 
     /// Notes that the argument ended early, after these bytes.
     pub(super) fn cut(&mut self, bytes: &[u8]) -> fmt::Result {
-        self.item(format_args!("cut after {} bytes", bytes.len()))
+        self.plain("cut", format_args!("cut after {} bytes", bytes.len()))
     }
 }
 
@@ -163,13 +206,15 @@ impl Structure {
     }
 
     /// Shows each field that lies completely within `bytes`.
-    pub(super) fn show(&self, bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+    pub(super) fn show(&self, bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
         for field in self.fields {
             match number(bytes, field.offset, field.size) {
                 Some(0) if matches!(field.show, Show::Reserved) => {}
                 Some(value) => {
-                    let name = Name(field.name);
-                    list.item(format_args!("{name} {}", field.show.of(value, field.size)))?;
+                    let value = field.show.of(value, field.size);
+                    if matches!(field.show, Show::Out(_)) || !list.answer {
+                        list.sink.take(&Name(field.name), false, format_args!("{value}"))?;
+                    }
                 }
                 None => {}
             }

@@ -11,7 +11,7 @@ mod tail;
 
 use core::fmt;
 
-use self::field::{List, number};
+use self::field::{List, Sink, Text, number};
 use self::requests::Argument;
 use crate::ioctl::Request;
 
@@ -31,6 +31,22 @@ pub enum File {
     Data,
     /// `/dev/iommu`. It also takes the requests of a type1 container.
     Iommufd,
+}
+
+/// How a request takes its argument: what has to be read from the memory of the process that makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Passing {
+    /// Without an argument.
+    Nothing,
+    /// As a number instead of a pointer.
+    Number,
+    /// By a pointer to so many bytes.
+    Bytes(usize),
+    /// By a pointer to a C string, of which at most so many bytes are shown.
+    Text(usize),
+    /// By a pointer to a structure that gives its own size in its first four bytes.
+    Sized,
 }
 
 /// One request or its answer. [`Display`](fmt::Display) shows it in one line.
@@ -75,45 +91,120 @@ impl<'a> Call<'a> {
     pub fn request(&self) -> Option<Request> {
         requests::find(self.file, self.number).map(|(request, _)| *request)
     }
-}
 
-impl fmt::Display for Call<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((request, argument)) = requests::find(self.file, self.number) else {
-            return write!(f, "unknown request {:#x}", self.number);
-        };
-        write!(f, "{}(", request.name())?;
-        let mut list = List::new(f);
+    /// Returns how this kind of file takes the argument of the request `number`, if it has that request.
+    pub fn passing(file: File, number: u32) -> Option<Passing> {
+        requests::find(file, number).map(|(_, argument)| match argument {
+            Argument::Nothing => Passing::Nothing,
+            Argument::Number(_) => Passing::Number,
+            Argument::Word(..) => Passing::Bytes(size_of::<u32>()),
+            Argument::Name => Passing::Text(tail::MAX_TEXT),
+            Argument::Structure(..) | Argument::Feature => Passing::Sized,
+        })
+    }
+
+    /// Returns the part of the argument that the driver side writes, for an answer.
+    pub const fn answer(&self) -> Answer<'a> {
+        Answer(*self)
+    }
+
+    /// Returns whether the argument holds a secret. `Display` does not show it, and neither should others.
+    pub fn has_secret(&self) -> bool {
+        matches!(requests::find(self.file, self.number), Some((_, Argument::Feature)))
+            && tail::is_token(self.argument)
+    }
+
+    /// Gives the name and the text of each value to `take`, for output with a structure of its own.
+    pub fn values(&self, take: &mut dyn FnMut(&dyn fmt::Display, &dyn fmt::Display)) {
+        // A sink that cannot fail.
+        let _ = self.list(&mut List::whole(&mut Each(take)));
+    }
+
+    /// Gives the values to a list.
+    fn list(&self, list: &mut List<'_>) -> fmt::Result {
+        let Some((_, argument)) = requests::find(self.file, self.number) else { return Ok(()) };
         let bytes = self.argument;
         match argument {
             Argument::Nothing => {}
             Argument::Number(show) => match number(bytes, 0, 8).or_else(|| number(bytes, 0, 4)) {
-                Some(value) => list.item(format_args!("{}", show.of(value, 8)))?,
+                Some(value) => list.plain("value", format_args!("{}", show.of(value, 8)))?,
                 None => list.cut(bytes)?,
             },
             Argument::Word(name, show) => match number(bytes, 0, 4) {
-                Some(value) => list.item(format_args!("{name} {}", show.of(value, 4)))?,
+                Some(value) => list.asked(name, format_args!("{}", show.of(value, 4)))?,
                 None => list.cut(bytes)?,
             },
             Argument::Name => {
                 let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
                 // A name that the kernel would accept is far shorter than this.
                 let name = &bytes[..end.min(tail::MAX_TEXT)];
-                list.item(format_args!("\"{}\"", name.escape_ascii()))?;
+                list.plain("name", format_args!("\"{}\"", name.escape_ascii()))?;
                 if end == bytes.len() || end > name.len() {
-                    list.item(format_args!(".."))?;
+                    list.plain("cut", format_args!(".."))?;
                 }
             }
             Argument::Structure(structure, after) => {
                 let said = structure.said(bytes);
-                structure.show(said, &mut list)?;
-                after(said, &mut list)?;
+                structure.show(said, list)?;
+                after(said, list)?;
                 if bytes.len() < structure.expected(bytes) {
                     list.cut(bytes)?;
                 }
             }
-            Argument::Feature => tail::feature(bytes, &mut list)?,
+            Argument::Feature => tail::feature(bytes, list)?,
         }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Call<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(request) = self.request() else {
+            return write!(f, "unknown request {:#x}", self.number);
+        };
+        write!(f, "{}(", request.name())?;
+        self.list(&mut List::whole(&mut Text::new(f)))?;
         f.write_str(")")
+    }
+}
+
+/// Gives each value to a function.
+struct Each<'a>(&'a mut dyn FnMut(&dyn fmt::Display, &dyn fmt::Display));
+
+impl Sink for Each<'_> {
+    fn take(&mut self, name: &dyn fmt::Display, _: bool, value: fmt::Arguments<'_>) -> fmt::Result {
+        (self.0)(name, &value);
+        Ok(())
+    }
+}
+
+/// The part of an argument that the driver side writes. [`Display`](fmt::Display) shows it as a list without parentheses,
+/// which is empty for a request that writes nothing.
+///
+/// ```
+/// use whimbrel_uapi::decode::{Call, File};
+/// use whimbrel_uapi::group::GroupStatus;
+/// use whimbrel_uapi::ioctl::VFIO_GROUP_GET_STATUS;
+/// use zerocopy::IntoBytes;
+///
+/// let status = GroupStatus { argsz: 8, flags: 1 };
+/// let call = Call::new(File::Group, VFIO_GROUP_GET_STATUS.number(), status.as_bytes());
+/// assert_eq!(call.to_string(), "VFIO_GROUP_GET_STATUS(argsz 8, flags VIABLE)");
+/// assert_eq!(call.answer().to_string(), "flags VIABLE");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer<'a>(Call<'a>);
+
+impl Answer<'_> {
+    /// Gives the name and the text of each value to `take`.
+    pub fn values(&self, take: &mut dyn FnMut(&dyn fmt::Display, &dyn fmt::Display)) {
+        // A sink that cannot fail.
+        let _ = self.0.list(&mut List::answer(&mut Each(take)));
+    }
+}
+
+impl fmt::Display for Answer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.list(&mut List::answer(&mut Text::new(f)))
     }
 }

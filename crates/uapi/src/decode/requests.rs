@@ -18,7 +18,7 @@ pub(super) enum Argument {
     /// Points to a C string.
     Name,
     /// Points to a structure; the function shows the data after it.
-    Structure(&'static Structure, fn(&[u8], &mut List<'_, '_>) -> fmt::Result),
+    Structure(&'static Structure, fn(&[u8], &mut List<'_>) -> fmt::Result),
     /// Points to the head of a feature and its data.
     Feature,
 }

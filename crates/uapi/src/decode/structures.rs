@@ -1,4 +1,5 @@
-//! The text form of each structure's fields: a number is shown as a count, an address or a set of flags.
+//! The text form of each structure's fields: a number is shown as a count, an address or a set of flags. `Out` marks what
+//! the driver side writes.
 
 use core::mem::offset_of;
 
@@ -36,7 +37,7 @@ use crate::type1::{
     IommuType1DirtyBitmapGet, IommuType1DmaMap, IommuType1DmaUnmap, IommuType1Info,
 };
 
-use Show::{Decimal, Fd, Flags, Hex, Named, Reserved};
+use Show::{Decimal, Fd, Flags, Hex, Named, Out, Reserved};
 
 /// Defines each structure. Does not compile when a byte of one belongs to no field.
 macro_rules! structures {
@@ -50,72 +51,72 @@ macro_rules! structures {
 }
 
 structures! {
-    GROUP_STATUS = GroupStatus { argsz: Decimal, flags: Flags(flags::<GroupFlags>) };
+    GROUP_STATUS = GroupStatus { argsz: Decimal, flags: Out(&Flags(flags::<GroupFlags>)) };
 
     DEVICE_INFO = DeviceInfo {
-        argsz: Decimal, flags: Flags(flags::<DeviceInfoFlags>), num_regions: Decimal, num_irqs: Decimal,
-        cap_offset: Decimal, pad: Reserved,
+        argsz: Out(&Decimal), flags: Out(&Flags(flags::<DeviceInfoFlags>)), num_regions: Out(&Decimal), num_irqs: Out(&Decimal),
+        cap_offset: Out(&Decimal), pad: Reserved,
     };
     REGION_INFO = RegionInfo {
-        argsz: Decimal, flags: Flags(flags::<RegionInfoFlags>), index: Decimal, cap_offset: Decimal,
-        size: Hex, offset: Hex,
+        argsz: Out(&Decimal), flags: Out(&Flags(flags::<RegionInfoFlags>)), index: Decimal, cap_offset: Out(&Decimal),
+        size: Out(&Hex), offset: Out(&Hex),
     };
     IRQ_INFO = IrqInfo {
-        argsz: Decimal, flags: Flags(flags::<IrqInfoFlags>), index: Decimal, count: Decimal,
+        argsz: Decimal, flags: Out(&Flags(flags::<IrqInfoFlags>)), index: Decimal, count: Out(&Decimal),
     };
     IRQ_SET = IrqSet {
         argsz: Decimal, flags: Flags(flags::<IrqSetFlags>), index: Decimal, start: Decimal, count: Decimal,
     };
     HOT_RESET_INFO = PciHotResetInfo {
-        argsz: Decimal, flags: Flags(flags::<PciHotResetFlags>), count: Decimal,
+        argsz: Out(&Decimal), flags: Out(&Flags(flags::<PciHotResetFlags>)), count: Out(&Decimal),
     };
     HOT_RESET = PciHotReset { argsz: Decimal, flags: Hex, count: Decimal };
     GFX_PLANE_INFO = DeviceGfxPlaneInfo {
-        argsz: Decimal, flags: Flags(flags::<GfxPlaneFlags>), drm_plane_type: Decimal, drm_format: Hex,
-        drm_format_mod: Hex, width: Decimal, height: Decimal, stride: Decimal, size: Decimal, x_pos: Decimal,
-        y_pos: Decimal, x_hot: Decimal, y_hot: Decimal, region_index: Decimal, reserved: Reserved,
+        argsz: Decimal, flags: Flags(flags::<GfxPlaneFlags>), drm_plane_type: Decimal, drm_format: Out(&Hex),
+        drm_format_mod: Out(&Hex), width: Out(&Decimal), height: Out(&Decimal), stride: Out(&Decimal), size: Out(&Decimal), x_pos: Out(&Decimal),
+        y_pos: Out(&Decimal), x_hot: Out(&Decimal), y_hot: Out(&Decimal), region_index: Out(&Decimal), reserved: Reserved,
     };
     IOEVENTFD = DeviceIoeventfd {
         argsz: Decimal, flags: Hex, offset: Hex, data: Hex, fd: Fd, reserved: Reserved,
     };
     BIND_IOMMUFD = DeviceBindIommufd {
-        argsz: Decimal, flags: Flags(flags::<DeviceBindFlags>), iommufd: Fd, out_devid: Decimal,
+        argsz: Decimal, flags: Flags(flags::<DeviceBindFlags>), iommufd: Fd, out_devid: Out(&Decimal),
         token_uuid_ptr: Hex,
     };
     ATTACH_IOMMUFD_PT = DeviceAttachIommufdPt {
-        argsz: Decimal, flags: Flags(flags::<DeviceAttachFlags>), pt_id: Decimal, pasid: Decimal,
+        argsz: Decimal, flags: Flags(flags::<DeviceAttachFlags>), pt_id: Out(&Decimal), pasid: Decimal,
     };
     DETACH_IOMMUFD_PT = DeviceDetachIommufdPt {
         argsz: Decimal, flags: Flags(flags::<DeviceDetachFlags>), pasid: Decimal,
     };
 
-    MIGRATION = DeviceFeatureMigration { flags: Flags(flags::<MigrationFlags>) };
-    MIG_STATE = DeviceFeatureMigState { device_state: Named(state), data_fd: Fd };
+    MIGRATION = DeviceFeatureMigration { flags: Out(&Flags(flags::<MigrationFlags>)) };
+    MIG_STATE = DeviceFeatureMigState { device_state: Out(&Named(state)), data_fd: Out(&Fd) };
     LOW_POWER_ENTRY_WITH_WAKEUP = DeviceLowPowerEntryWithWakeup { wakeup_eventfd: Fd, reserved: Reserved };
     DMA_LOGGING_CONTROL = DeviceFeatureDmaLoggingControl {
-        page_size: Hex, num_ranges: Decimal, __reserved: Reserved, ranges: Hex,
+        page_size: Out(&Hex), num_ranges: Decimal, __reserved: Reserved, ranges: Hex,
     };
     DMA_LOGGING_REPORT = DeviceFeatureDmaLoggingReport {
         iova: Hex, length: Hex, page_size: Hex, bitmap: Hex,
     };
-    MIG_DATA_SIZE = DeviceFeatureMigDataSize { stop_copy_length: Decimal };
+    MIG_DATA_SIZE = DeviceFeatureMigDataSize { stop_copy_length: Out(&Decimal) };
     BUS_MASTER = DeviceFeatureBusMaster { op: Named(bus_master) };
     DMA_BUF = DeviceFeatureDmaBuf { region_index: Decimal, open_flags: Hex, flags: Hex, nr_ranges: Decimal };
-    ZPCI_ERR = DeviceFeatureZpciErr { data: Hex };
+    ZPCI_ERR = DeviceFeatureZpciErr { data: Out(&Hex) };
 
     PRECOPY_INFO = PrecopyInfo {
-        argsz: Decimal, flags: Flags(flags::<PrecopyInfoFlags>), initial_bytes: Decimal, dirty_bytes: Decimal,
+        argsz: Decimal, flags: Out(&Flags(flags::<PrecopyInfoFlags>)), initial_bytes: Out(&Decimal), dirty_bytes: Out(&Decimal),
     };
 
     TYPE1_INFO = IommuType1Info {
-        argsz: Decimal, flags: Flags(flags::<IommuInfoFlags>), iova_pgsizes: Hex, cap_offset: Decimal,
+        argsz: Out(&Decimal), flags: Out(&Flags(flags::<IommuInfoFlags>)), iova_pgsizes: Out(&Hex), cap_offset: Out(&Decimal),
         pad: Reserved,
     };
     TYPE1_DMA_MAP = IommuType1DmaMap {
         argsz: Decimal, flags: Flags(flags::<DmaMapFlags>), vaddr: Hex, iova: Hex, size: Hex,
     };
     TYPE1_DMA_UNMAP = IommuType1DmaUnmap {
-        argsz: Decimal, flags: Flags(flags::<DmaUnmapFlags>), iova: Hex, size: Hex,
+        argsz: Decimal, flags: Flags(flags::<DmaUnmapFlags>), iova: Hex, size: Out(&Hex),
     };
     BITMAP = Bitmap { pgsize: Hex, size: Hex, data: Hex };
     TYPE1_DIRTY_BITMAP = IommuType1DirtyBitmap { argsz: Decimal, flags: Flags(flags::<DirtyPagesFlags>) };
@@ -124,14 +125,14 @@ structures! {
     };
 
     SPAPR_TCE_INFO = IommuSpaprTceInfo {
-        argsz: Decimal, flags: Flags(flags::<SpaprInfoFlags>), dma32_window_start: Hex,
-        dma32_window_size: Hex, ddw.pgsizes: Hex, ddw.max_dynamic_windows_supported: Decimal,
-        ddw.levels: Decimal,
+        argsz: Decimal, flags: Out(&Flags(flags::<SpaprInfoFlags>)), dma32_window_start: Out(&Hex),
+        dma32_window_size: Out(&Hex), ddw.pgsizes: Out(&Hex), ddw.max_dynamic_windows_supported: Out(&Decimal),
+        ddw.levels: Out(&Decimal),
     };
     SPAPR_REGISTER_MEMORY = IommuSpaprRegisterMemory { argsz: Decimal, flags: Hex, vaddr: Hex, size: Hex };
     SPAPR_TCE_CREATE = IommuSpaprTceCreate {
         argsz: Decimal, flags: Hex, page_shift: Decimal, __resv1: Reserved, window_size: Hex, levels: Decimal,
-        __resv2: Reserved, start_addr: Hex,
+        __resv2: Reserved, start_addr: Out(&Hex),
     };
     SPAPR_TCE_REMOVE = IommuSpaprTceRemove { argsz: Decimal, flags: Hex, start_addr: Hex };
     EEH_PE_OP = EehPeOp {
@@ -140,42 +141,42 @@ structures! {
     };
 
     DESTROY = Destroy { size: Decimal, id: Decimal };
-    IOAS_ALLOC = IoasAlloc { size: Decimal, flags: Hex, out_ioas_id: Decimal };
+    IOAS_ALLOC = IoasAlloc { size: Decimal, flags: Hex, out_ioas_id: Out(&Decimal) };
     IOAS_ALLOW_IOVAS = IoasAllowIovas {
         size: Decimal, ioas_id: Decimal, num_iovas: Decimal, __reserved: Reserved, allowed_iovas: Hex,
     };
     IOAS_COPY = IoasCopy {
         size: Decimal, flags: Flags(flags::<IoasMapFlags>), dst_ioas_id: Decimal, src_ioas_id: Decimal,
-        length: Hex, dst_iova: Hex, src_iova: Hex,
+        length: Hex, dst_iova: Out(&Hex), src_iova: Hex,
     };
     IOAS_IOVA_RANGES = IoasIovaRanges {
-        size: Decimal, ioas_id: Decimal, num_iovas: Decimal, __reserved: Reserved, allowed_iovas: Hex,
-        out_iova_alignment: Hex,
+        size: Decimal, ioas_id: Decimal, num_iovas: Out(&Decimal), __reserved: Reserved, allowed_iovas: Hex,
+        out_iova_alignment: Out(&Hex),
     };
     IOAS_MAP = IoasMap {
         size: Decimal, flags: Flags(flags::<IoasMapFlags>), ioas_id: Decimal, __reserved: Reserved,
-        user_va: Hex, length: Hex, iova: Hex,
+        user_va: Hex, length: Hex, iova: Out(&Hex),
     };
     IOAS_MAP_FILE = IoasMapFile {
         size: Decimal, flags: Flags(flags::<IoasMapFlags>), ioas_id: Decimal, fd: Fd, start: Hex, length: Hex,
-        iova: Hex,
+        iova: Out(&Hex),
     };
-    IOAS_UNMAP = IoasUnmap { size: Decimal, ioas_id: Decimal, iova: Hex, length: Hex };
+    IOAS_UNMAP = IoasUnmap { size: Decimal, ioas_id: Decimal, iova: Hex, length: Out(&Hex) };
     IOAS_CHANGE_PROCESS = IoasChangeProcess { size: Decimal, __reserved: Reserved };
     OPTION = IommuOption {
         size: Decimal, option_id: Named(option), op: Named(option_op), __reserved: Reserved,
-        object_id: Decimal, val64: Decimal,
+        object_id: Decimal, val64: Out(&Decimal),
     };
-    VFIO_IOAS = VfioIoas { size: Decimal, ioas_id: Decimal, op: Named(vfio_ioas_op), __reserved: Reserved };
+    VFIO_IOAS = VfioIoas { size: Decimal, ioas_id: Out(&Decimal), op: Named(vfio_ioas_op), __reserved: Reserved };
     HWPT_ALLOC = HwptAlloc {
         size: Decimal, flags: Flags(flags::<HwptAllocFlags>), dev_id: Decimal, pt_id: Decimal,
-        out_hwpt_id: Decimal, __reserved: Reserved, data_type: Decimal, data_len: Decimal, data_uptr: Hex,
+        out_hwpt_id: Out(&Decimal), __reserved: Reserved, data_type: Decimal, data_len: Decimal, data_uptr: Hex,
         fault_id: Decimal, __reserved2: Reserved,
     };
     HW_INFO = HwInfo {
-        size: Decimal, flags: Flags(flags::<HwInfoFlags>), dev_id: Decimal, data_len: Decimal, data_uptr: Hex,
-        out_data_type: Decimal, out_max_pasid_log2: Decimal, __reserved: Reserved,
-        out_capabilities: Flags(flags::<HwCapabilities>),
+        size: Decimal, flags: Flags(flags::<HwInfoFlags>), dev_id: Decimal, data_len: Out(&Decimal), data_uptr: Hex,
+        out_data_type: Out(&Decimal), out_max_pasid_log2: Out(&Decimal), __reserved: Reserved,
+        out_capabilities: Out(&Flags(flags::<HwCapabilities>)),
     };
     HWPT_SET_DIRTY_TRACKING = HwptSetDirtyTracking {
         size: Decimal, flags: Flags(flags::<HwptDirtyTrackingFlags>), hwpt_id: Decimal, __reserved: Reserved,

@@ -25,7 +25,7 @@ pub(super) const MAX_TEXT: usize = 64;
 
 /// No data follows this structure.
 #[expect(clippy::unnecessary_wraps, reason = "one of the functions of a table")]
-pub(super) fn nothing(_: &[u8], _: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn nothing(_: &[u8], _: &mut List<'_>) -> fmt::Result {
     Ok(())
 }
 
@@ -69,15 +69,15 @@ impl<T: FromBytes> fmt::Display for Elements<'_, T> {
 }
 
 /// `VFIO_DEVICE_SET_IRQS`: one switch or one eventfd for each interrupt.
-pub(super) fn irqs(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn irqs(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     let Some(set) = head::<IrqSet>(bytes) else { return Ok(()) };
     let (bytes, count) = (after::<IrqSet>(bytes), set.count);
     let kind = IrqSetFlags::from_bits_retain(set.flags & VFIO_IRQ_SET_DATA_TYPE_MASK);
     if kind == IrqSetFlags::DATA_BOOL {
         let show = |switch: u8, f: &mut fmt::Formatter<'_>| write!(f, "{switch}");
-        list.item(format_args!("data {}", Elements { bytes, count, show }))
+        list.asked("data", format_args!("{}", Elements { bytes, count, show }))
     } else if kind == IrqSetFlags::DATA_EVENTFD {
-        list.item(format_args!("eventfds {}", Elements { bytes, count, show: fd }))
+        list.asked("eventfds", format_args!("{}", Elements { bytes, count, show: fd }))
     } else {
         Ok(())
     }
@@ -88,18 +88,18 @@ fn fd(fd: i32, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// `VFIO_DEVICE_PCI_HOT_RESET`: the groups.
-pub(super) fn group_fds(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn group_fds(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     match head::<PciHotReset>(bytes) {
         Some(PciHotReset { count, .. }) if count != 0 => {
             let bytes = after::<PciHotReset>(bytes);
-            list.item(format_args!("group_fds {}", Elements { bytes, count, show: fd }))
+            list.asked("group_fds", format_args!("{}", Elements { bytes, count, show: fd }))
         }
         _ => Ok(()),
     }
 }
 
 /// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`: the devices that a hot reset touches.
-pub(super) fn hot_reset_devices(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn hot_reset_devices(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     fn address(device: PciDependentDevice, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PciDependentDevice { segment, bus, devfn, .. } = device;
         write!(f, "{segment:04x}:{bus:02x}:{:02x}.{}", devfn >> 3, devfn & 7)
@@ -117,14 +117,14 @@ pub(super) fn hot_reset_devices(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::R
             let bytes = after::<PciHotResetInfo>(bytes);
             let named = PciHotResetFlags::from_bits_retain(flags).contains(PciHotResetFlags::DEV_ID);
             let show = if named { by_devid } else { by_group };
-            list.item(format_args!("devices {}", Elements { bytes, count, show }))
+            list.written("devices", format_args!("{}", Elements { bytes, count, show }))
         }
         _ => Ok(()),
     }
 }
 
 /// `VFIO_IOMMU_UNMAP_DMA`: the bitmap that receives the dirty pages.
-pub(super) fn unmap(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn unmap(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     match head::<IommuType1DmaUnmap>(bytes).map(|head| DmaUnmapFlags::from_bits_retain(head.flags)) {
         Some(flags) if flags.contains(DmaUnmapFlags::GET_DIRTY_BITMAP) => {
             data(&s::BITMAP, after::<IommuType1DmaUnmap>(bytes), list)
@@ -134,7 +134,7 @@ pub(super) fn unmap(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
 }
 
 /// `VFIO_IOMMU_DIRTY_PAGES`: the range to report.
-pub(super) fn dirty_pages(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn dirty_pages(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     match head::<IommuType1DirtyBitmap>(bytes).map(|head| DirtyPagesFlags::from_bits_retain(head.flags)) {
         Some(flags) if flags.contains(DirtyPagesFlags::GET_BITMAP) => {
             data(&s::TYPE1_DIRTY_BITMAP_GET, after::<IommuType1DirtyBitmap>(bytes), list)
@@ -144,9 +144,9 @@ pub(super) fn dirty_pages(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result 
 }
 
 /// A structure after the first one. It does not carry a size of its own.
-fn data(structure: &Structure, bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+fn data(structure: &Structure, bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     structure.show(bytes, list)?;
-    if bytes.len() < structure.size { list.item(format_args!("cut in its data")) } else { Ok(()) }
+    if bytes.len() < structure.size { list.plain("cut", format_args!("cut in its data")) } else { Ok(()) }
 }
 
 /// A chain of capabilities, by their names.
@@ -189,12 +189,12 @@ fn capabilities(
     there: bool,
     cap_offset: usize,
     names: &'static [&'static str],
-    list: &mut List<'_, '_>,
+    list: &mut List<'_>,
 ) -> fmt::Result {
     match number(bytes, cap_offset, size_of::<u32>()) {
         Some(first) if there && first != 0 => {
             let first = usize::try_from(first).unwrap_or(usize::MAX);
-            list.item(format_args!("capabilities {}", Capabilities { bytes, first, names }))
+            list.written("capabilities", format_args!("{}", Capabilities { bytes, first, names }))
         }
         _ => Ok(()),
     }
@@ -206,7 +206,7 @@ fn info_flags(bytes: &[u8]) -> u32 {
 }
 
 /// `VFIO_DEVICE_GET_INFO`: capabilities.
-pub(super) fn device_capabilities(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn device_capabilities(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     const { assert!(device::VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP == 5) };
     let names = &["ZPCI_BASE", "ZPCI_GROUP", "ZPCI_UTIL", "ZPCI_PFIP", "PCI_ATOMIC_COMP"];
     let there = DeviceInfoFlags::from_bits_retain(info_flags(bytes)).contains(DeviceInfoFlags::CAPS);
@@ -214,7 +214,7 @@ pub(super) fn device_capabilities(bytes: &[u8], list: &mut List<'_, '_>) -> fmt:
 }
 
 /// `VFIO_DEVICE_GET_REGION_INFO`: capabilities.
-pub(super) fn region_capabilities(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn region_capabilities(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     const { assert!(device::VFIO_REGION_INFO_CAP_NVLINK2_LNKSPD == 5) };
     let names = &["SPARSE_MMAP", "TYPE", "MSIX_MAPPABLE", "NVLINK2_SSATGT", "NVLINK2_LNKSPD"];
     let there = RegionInfoFlags::from_bits_retain(info_flags(bytes)).contains(RegionInfoFlags::CAPS);
@@ -222,7 +222,7 @@ pub(super) fn region_capabilities(bytes: &[u8], list: &mut List<'_, '_>) -> fmt:
 }
 
 /// `VFIO_IOMMU_GET_INFO`: capabilities.
-pub(super) fn container_capabilities(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn container_capabilities(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     const { assert!(type1::VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL == 3) };
     let names = &["IOVA_RANGE", "MIGRATION", "DMA_AVAIL"];
     let there = IommuInfoFlags::from_bits_retain(info_flags(bytes)).contains(IommuInfoFlags::CAPS);
@@ -230,12 +230,12 @@ pub(super) fn container_capabilities(bytes: &[u8], list: &mut List<'_, '_>) -> f
 }
 
 /// `VFIO_DEVICE_FEATURE`, whole: the operation, the feature and the data.
-pub(super) fn feature(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+pub(super) fn feature(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     let Some(DeviceFeature { argsz, flags }) = head(bytes) else { return list.cut(bytes) };
     let index = (flags & FEATURE_MASK) as u16;
     let verbs = FeatureFlags::from_bits_retain(flags & !FEATURE_MASK);
-    list.item(format_args!("{}", Asked { verbs, index }))?;
-    list.item(format_args!("argsz {argsz}"))?;
+    list.plain("feature", format_args!("{}", Asked { verbs, index }))?;
+    list.asked("argsz", format_args!("{argsz}"))?;
 
     let length = usize::try_from(argsz).unwrap_or(usize::MAX).saturating_sub(size_of::<DeviceFeature>());
     let here = after::<DeviceFeature>(bytes);
@@ -245,7 +245,7 @@ pub(super) fn feature(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
     }
     let structure = match Feature::try_from(index) {
         // The token is a secret: it gives access to the device's virtual functions.
-        Ok(Feature::PciVfToken) => return list.item(format_args!("token not shown")),
+        Ok(Feature::PciVfToken) => return list.plain("token", format_args!("token not shown")),
         Ok(Feature::Migration) => &s::MIGRATION,
         Ok(Feature::MigDeviceState) => &s::MIG_STATE,
         Ok(Feature::LowPowerEntryWithWakeup) => &s::LOW_POWER_ENTRY_WITH_WAKEUP,
@@ -262,7 +262,7 @@ pub(super) fn feature(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
             | Feature::DmaLoggingStop
             | Feature::MigPrecopyInfoV2,
         )
-        | Err(_) => return list.item(format_args!("{length} bytes of data")),
+        | Err(_) => return list.plain("data", format_args!("{length} bytes of data")),
     };
     structure.show(here, list)?;
     if let (Ok(Feature::DmaBuf), Some(buffer)) = (Feature::try_from(index), head::<DeviceFeatureDmaBuf>(here))
@@ -271,9 +271,16 @@ pub(super) fn feature(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
         let show = |range: RegionDmaRange, f: &mut fmt::Formatter<'_>| {
             write!(f, "{:#x}+{:#x}", range.offset, range.length)
         };
-        list.item(format_args!("dma_ranges {}", Elements { bytes, count, show }))?;
+        list.asked("dma_ranges", format_args!("{}", Elements { bytes, count, show }))?;
     }
     if here.len() < structure.size.min(length) { list.cut(bytes) } else { Ok(()) }
+}
+
+/// Returns whether the data of a feature is the token that gives access to virtual functions.
+pub(super) fn is_token(bytes: &[u8]) -> bool {
+    head::<DeviceFeature>(bytes).is_some_and(|DeviceFeature { flags, .. }| {
+        (flags & FEATURE_MASK) as u16 == Feature::PciVfToken.number()
+    })
 }
 
 /// `SET MIG_DEVICE_STATE`.

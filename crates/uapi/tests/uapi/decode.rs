@@ -1,6 +1,6 @@
 //! A request is shown in one line: which one, what it says, and nothing that is not there.
 
-use whimbrel_uapi::decode::{Call, File};
+use whimbrel_uapi::decode::{Call, File, Passing};
 use whimbrel_uapi::device::{
     DeviceInfo, DeviceInfoFlags, InfoCapHeader, IrqSet, IrqSetFlags, RegionInfo, RegionInfoFlags,
 };
@@ -351,4 +351,81 @@ fn any_bytes_make_one_short_line() {
             }
         }
     }
+}
+
+/// The answer as its list in text, and as pairs of a name and a text.
+fn answered(file: File, request: Request, argument: &[u8]) -> (String, Vec<(String, String)>) {
+    let call = Call::new(file, request.number(), argument);
+    let mut pairs = Vec::new();
+    call.answer().values(&mut |name, value| pairs.push((name.to_string(), value.to_string())));
+    (call.answer().to_string(), pairs)
+}
+
+#[test]
+fn an_answer_is_what_the_driver_side_writes() {
+    let set = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.number());
+    let info = words(&[16, 7, 2, 3]);
+    let map = IoasMap { size: 40, flags: 4, ioas_id: 2, __reserved: 0, user_va: 9, length: 8, iova: 0x1000 };
+    let reset = PciHotResetInfo { argsz: 24, flags: 0, count: 1 };
+    let device = PciDependentDevice { group_id: 9, segment: 0, bus: 0x3b, devfn: 0 };
+    let reset = [reset.as_bytes(), device.as_bytes()].concat();
+    let cases: &[(File, Request, Vec<u8>, &str)] = &[
+        (
+            File::Device,
+            ioctl::VFIO_DEVICE_FEATURE,
+            words(&[16, set, 3, 8]),
+            "device_state 3 STOP_COPY, data_fd 8",
+        ),
+        (File::Device, ioctl::VFIO_DEVICE_GET_IRQ_INFO, info, "flags EVENTFD|MASKABLE|AUTOMASKED, count 3"),
+        (File::Iommufd, ioctl::IOMMU_IOAS_MAP, map.as_bytes().to_vec(), "iova 0x1000"),
+        (
+            File::Device,
+            ioctl::VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
+            reset,
+            "argsz 24, flags 0, count 1, devices [0000:3b:00.0 group 9]",
+        ),
+        (File::Container, ioctl::VFIO_SET_IOMMU, words(&[3]), ""),
+        (File::Group, ioctl::VFIO_GROUP_GET_DEVICE_FD, b"name\0".to_vec(), ""),
+        (File::Container, ioctl::VFIO_IOMMU_MAP_DMA, words(&[32, 1, 0, 0, 0, 0, 0, 0]), ""),
+        (File::Device, ioctl::VFIO_DEVICE_GET_INFO, words(&[24]), "argsz 24"),
+    ];
+    for (file, request, argument, expected) in cases {
+        let (text, pairs) = answered(*file, *request, argument);
+        assert_eq!(text, *expected, "{request}");
+        let joined: Vec<String> = pairs.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        assert_eq!(joined.join(", "), *expected, "{request}");
+    }
+}
+
+#[test]
+fn the_values_of_a_request_have_names() {
+    let set = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.number());
+    let argument = words(&[16, set, 3, u32::MAX]);
+    let mut pairs = Vec::new();
+    Call::new(File::Device, ioctl::VFIO_DEVICE_FEATURE.number(), &argument)
+        .values(&mut |name, value| pairs.push(format!("{name}={value}")));
+    assert_eq!(pairs, ["feature=SET MIG_DEVICE_STATE", "argsz=16", "device_state=3 STOP_COPY", "data_fd=-1"]);
+}
+
+#[test]
+fn a_request_says_how_it_takes_its_argument() {
+    let passing = |file, request: Request| Call::passing(file, request.number());
+    assert_eq!(passing(File::Container, ioctl::VFIO_SET_IOMMU), Some(Passing::Number));
+    assert_eq!(passing(File::Group, ioctl::VFIO_GROUP_SET_CONTAINER), Some(Passing::Bytes(4)));
+    assert_eq!(passing(File::Group, ioctl::VFIO_GROUP_GET_DEVICE_FD), Some(Passing::Text(64)));
+    assert_eq!(passing(File::Device, ioctl::VFIO_DEVICE_RESET), Some(Passing::Nothing));
+    assert_eq!(passing(File::Device, ioctl::VFIO_DEVICE_FEATURE), Some(Passing::Sized));
+    assert_eq!(passing(File::Iommufd, ioctl::IOMMU_DESTROY), Some(Passing::Sized));
+    assert_eq!(passing(File::Group, ioctl::VFIO_DEVICE_FEATURE), None);
+}
+
+#[test]
+fn a_token_is_a_secret_and_other_features_are_not() {
+    let has_secret = |feature: Feature| {
+        let argument = words(&[24, FeatureFlags::SET.bits() | u32::from(feature.number())]);
+        Call::new(File::Device, ioctl::VFIO_DEVICE_FEATURE.number(), &argument).has_secret()
+    };
+    assert!(has_secret(Feature::PciVfToken));
+    assert!(!has_secret(Feature::Migration));
+    assert!(!Call::new(File::Device, ioctl::VFIO_DEVICE_FEATURE.number(), &[]).has_secret());
 }
