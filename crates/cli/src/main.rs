@@ -28,6 +28,7 @@ mod signals;
 mod size;
 mod state;
 mod target;
+mod trace;
 mod unreachable_fault;
 mod usage;
 mod worker;
@@ -63,7 +64,8 @@ A TARGET names a device:
                              size of its state, rate of change per second
 
 Results go to stdout, everything else to stderr.
-Exit status: 0 done, 1 failed, 2 wrong usage; conform also 3, nothing could be tested.
+Exit status: 0 done, 1 failed, 2 wrong usage; conform also 3, nothing could be tested; trace that of
+its program, 125 if the trace itself failed.
 
 Examples:
   whimbrel devices
@@ -107,6 +109,7 @@ enum Command {
     FsmWalk(fsm::WalkArguments),
     Inspect(inspect::Arguments),
     Abi(abi::Arguments),
+    Trace(trace::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -128,6 +131,15 @@ fn main() -> ExitCode {
             failure.status()
         });
     }
+    if let Command::Trace(arguments) = &command {
+        return match started {
+            Ok(()) => trace::run(arguments, output),
+            Err(failure) => {
+                output.failure_beside(&failure);
+                failure.status()
+            }
+        };
+    }
     let result = started.and_then(|()| match &command {
         Command::Demo(arguments) => demo::run(arguments, output),
         Command::DemoHost(arguments) => demo::run_host(arguments),
@@ -141,8 +153,8 @@ fn main() -> ExitCode {
         Command::State(arguments) => state::run(arguments, output),
         Command::Reset(arguments) => reset::run(arguments, output),
         Command::Serve(arguments) => serve::run(arguments, output),
-        // Its exit status is a result.
-        Command::Conform(_) => Ok(()),
+        // Their exit status is a result.
+        Command::Conform(_) | Command::Trace(_) => Ok(()),
         Command::ConformCases(arguments) => conform::run_cases(arguments),
         Command::Fsm(arguments) => fsm::run(arguments, output),
         Command::FsmWalk(arguments) => fsm::run_walk(arguments),

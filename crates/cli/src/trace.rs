@@ -1,0 +1,222 @@
+//! `whimbrel trace`: shows what a program asks of VFIO devices.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use whimbrel_interpose::trace::{Event, Options, Record, Summary, TraceError, Tracer};
+
+use crate::failure::Failure;
+use crate::output::{self, Output, note};
+
+/// Run a program and show what it asks of VFIO devices: each request decoded, with result and duration
+///
+/// Works with any program and any device: the program's VFIO and iommufd requests are stopped by a seccomp filter and read
+/// by ptrace. Its other system calls run untouched, unless --all-io is used. Processes and threads that it starts are
+/// traced too. With --json each line is one object, on stderr or in FILE.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// The program and its arguments
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+    /// Write the trace to this file instead of stderr
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print a table of calls, errors, time and bytes at the end, instead of the calls
+    #[arg(long)]
+    summary: bool,
+    /// Show bytes of arguments, answers and transfers too, the first 256 of each
+    #[arg(long)]
+    hex: bool,
+    /// Show every open, read, write, mmap and close of a VFIO file. Slows down all such calls of the program
+    ///
+    /// Without this option these are shown: accesses at offsets from 2^40 on (the regions of the kernel's drivers but
+    /// region 0), and, while a data file is open, the calls of threads that opened it or make a request meanwhile.
+    #[arg(long)]
+    all_io: bool,
+}
+
+const AFTER_HELP: &str = "\
+The program runs with no_new_privs: setuid programs get no rights. It is killed if the trace is killed. SIGINT and SIGQUIT
+end the trace only by ending the program; SIGTERM and SIGHUP are passed to the program.
+
+Exit status: that of the program, 128 + N if signal N killed it; 125 if the trace failed, 126 if the program cannot be
+executed, 127 if it does not exist, 2 for wrong usage.
+
+Examples:
+  whimbrel trace -- whimbrel probe 0000:3b:00.2
+  whimbrel trace --summary -- ./my-vmm --device 0000:3b:00.2
+  whimbrel trace --json -o requests.jsonl -- qemu-system-x86_64 -device vfio-pci,host=3b:00.2";
+
+/// The exit status of a failure of the trace itself.
+const FAILED: u8 = 125;
+
+/// Runs the command. The exit status is the program's.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
+    match trace(arguments, output) {
+        Ok(status) => ExitCode::from(status),
+        Err((failure, status)) => {
+            output.failure_beside(&failure);
+            ExitCode::from(status)
+        }
+    }
+}
+
+fn trace(arguments: &Arguments, output: Output) -> Result<u8, (Failure, u8)> {
+    let own = |failure: Failure| (failure, FAILED);
+    let mut trace = Trace::open(arguments, output).map_err(own)?;
+    let signals = caught().map_err(|error| own(Failure::from_io("cannot catch signals", &error)))?;
+    let options = Options::default().all_io(arguments.all_io).hex(arguments.hex);
+    let tracer = Tracer::start(&arguments.command, options).map_err(not_traced)?;
+    pass_on(signals, &tracer).map_err(own)?;
+    let ended = tracer.run(&mut |event| trace.take(&event)).map_err(not_traced)?;
+    trace.finish().map_err(own)?;
+    Ok(ended.status())
+}
+
+fn not_traced(error: TraceError) -> (Failure, u8) {
+    // Its message has the cause.
+    (Failure::new(error.to_string()).hint_if(error.advice()), error.status())
+}
+
+/// The output of a trace. A failure to write it does not disturb the program, and is told at the end.
+struct Trace {
+    to: Box<dyn Write>,
+    name: String,
+    json: bool,
+    summary: Option<Summary>,
+    failed: Option<io::Error>,
+}
+
+impl Trace {
+    fn open(arguments: &Arguments, output: Output) -> Result<Trace, Failure> {
+        let (to, name): (Box<dyn Write>, _) = match &arguments.output {
+            Some(path) => {
+                let name = path.display().to_string();
+                let file = File::create(path)
+                    .map_err(|error| Failure::from_io(format!("cannot create {name}"), &error))?;
+                (Box::new(file), name)
+            }
+            None => (Box::new(io::stderr()), "stderr".to_string()),
+        };
+        let summary = arguments.summary.then(Summary::default);
+        Ok(Trace { to, name, json: output.is_json(), summary, failed: None })
+    }
+
+    fn take(&mut self, event: &Event) {
+        match event {
+            Event::Record(record) => self.record(record),
+            Event::NotTraced { process } => note(format_args!(
+                "warning: process {process} runs a program for another architecture: its requests are not traced"
+            )),
+            _ => {}
+        }
+    }
+
+    fn record(&mut self, record: &Record) {
+        match &mut self.summary {
+            Some(summary) => summary.add(record),
+            // Records always serialise.
+            None if self.json => self.line(&serde_json::to_string(record).unwrap_or_default()),
+            None => self.line(&record.to_string()),
+        }
+    }
+
+    /// Writes a line at once, so that it is not torn apart from the program's own output.
+    fn line(&mut self, line: &str) {
+        if self.failed.is_none()
+            && let Err(error) = self.to.write_all(format!("{line}\n").as_bytes())
+        {
+            self.failed = Some(error);
+        }
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        if let Some(summary) = self.summary.take() {
+            let text = if self.json {
+                serde_json::json!({ "summary": summary.sums() }).to_string()
+            } else {
+                table(&summary)
+            };
+            self.line(&text);
+        }
+        match self.failed {
+            // A reader that closes its end early has what it wanted.
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Failure::from_io(format!("cannot write the trace to {}", self.name), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn table(summary: &Summary) -> String {
+    let mut table = output::table(["CALL", "CALLS", "ERRORS", "TOTAL", "MAX", "BYTES"]);
+    for sums in summary.sums() {
+        table.add_row([
+            sums.call,
+            sums.calls.to_string(),
+            sums.errors.to_string(),
+            format!("{} us", sums.total.as_micros()),
+            format!("{} us", sums.max.as_micros()),
+            sums.bytes.to_string(),
+        ]);
+    }
+    output::align_right(&mut table, 1..6);
+    table.trim_fmt()
+}
+
+/// Catches the signals that would end the trace before the program, but for those that are ignored: the program must
+/// ignore them too.
+fn caught() -> io::Result<Signals> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let ignored = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
+        .unwrap_or(0);
+    let signals = [SIGINT, SIGQUIT, SIGTERM, SIGHUP];
+    Signals::new(signals.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0))
+}
+
+/// Passes signals on to the program until it ends. A terminal has sent SIGINT and SIGQUIT to the program itself.
+fn pass_on(mut signals: Signals, tracer: &Tracer) -> Result<(), Failure> {
+    let program: Option<OwnedFd> = i32::try_from(tracer.process())
+        .ok()
+        .and_then(Pid::from_raw)
+        .and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                let passed = match signal {
+                    SIGTERM => Signal::TERM,
+                    SIGHUP => Signal::HUP,
+                    _ => continue,
+                };
+                if let Some(program) = &program {
+                    // It fails once the program has ended.
+                    let _ = pidfd_send_signal(program, passed);
+                }
+            }
+        })
+        .map(|_| ())
+        .map_err(|error| Failure::from_io("cannot start a thread for signals", &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use whimbrel_interpose::trace::MAX_HEX;
+
+    #[test]
+    fn the_help_says_how_many_bytes_are_shown() {
+        assert_eq!(MAX_HEX, 256);
+    }
+}

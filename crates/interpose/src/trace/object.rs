@@ -1,0 +1,102 @@
+//! A record as one JSON object for scripts. Its keys are documented in the guide.
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Map, Value, json};
+use whimbrel_uapi::Errno;
+
+use super::line::hex;
+use super::record::{Action, Outcome, Place, Record, Request};
+
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let object = self.object();
+        let mut map = serializer.serialize_map(Some(object.len()))?;
+        for (key, value) in &object {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}
+
+impl Record {
+    /// Returns the keys in the order in which people want to read them.
+    fn object(&self) -> Vec<(&'static str, Value)> {
+        let mut object = Vec::new();
+        let mut put = |key, value| object.push((key, value));
+        put("at_us", microseconds(self.at));
+        put("took_us", microseconds(self.took));
+        put("process", self.process.into());
+        put("thread", self.thread.into());
+        put("fd", self.on.fd.into());
+        put("file", self.on.kind.into());
+        put("name", (*self.on.name).into());
+        put("call", self.name().into());
+        let (result, error) = match self.outcome {
+            Outcome::Returned(value) => (value.into(), Value::Null),
+            Outcome::Failed(errno) => (Value::Null, errno_name(errno).into()),
+            Outcome::Interrupted => (Value::Null, "interrupted".into()),
+            Outcome::Unfinished => (Value::Null, "unfinished".into()),
+        };
+        put("result", result);
+        put("error", error);
+        match &self.action {
+            Action::Request(request) => {
+                put("number", request.number.into());
+                let mut argument = Map::new();
+                request.call().values(&mut |name, value| {
+                    argument.insert(name.to_string(), value.to_string().into());
+                });
+                put("argument", argument.into());
+                put("answer", if self.has_answer() { answer(request) } else { Value::Null });
+                if let Some(dirty) = request.dirty {
+                    put("dirty_pages", dirty.dirty.into());
+                    put("counted_pages", dirty.counted.into());
+                    put("pages", dirty.pages.into());
+                }
+                if request.hex && !request.call().has_secret() {
+                    put("argument_hex", hex(&request.argument).into());
+                    put("answer_hex", hex(&request.answer).into());
+                }
+            }
+            Action::Transfer(transfer) => {
+                put("asked", transfer.asked.into());
+                put("offset", transfer.offset.into());
+                put("region", place(transfer.place));
+                if !transfer.data.is_empty() {
+                    put("data_hex", hex(&transfer.data).into());
+                }
+            }
+            Action::Map(map) => {
+                put("asked", map.length.into());
+                put("offset", map.offset.into());
+                put("region", place(map.place));
+            }
+            Action::Duplicate { to, .. } => put("to", (*to).into()),
+            Action::Passed { bytes } => put("bytes", (*bytes).into()),
+            Action::Open { .. } | Action::Close { .. } => {}
+        }
+        object
+    }
+}
+
+fn answer(request: &Request) -> Value {
+    let mut answer = Map::new();
+    request.answered().answer().values(&mut |name, value| {
+        answer.insert(name.to_string(), value.to_string().into());
+    });
+    answer.into()
+}
+
+fn place(place: Option<Place>) -> Value {
+    place.map_or(Value::Null, |place| json!({ "index": place.region, "offset": place.offset }))
+}
+
+/// A time in whole microseconds.
+fn microseconds(time: std::time::Duration) -> Value {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX).into()
+}
+
+/// The name of an errno, or its number where it has none.
+fn errno_name(errno: Errno) -> String {
+    errno.name().map_or_else(|| errno.raw_os_error().to_string(), str::to_string)
+}
