@@ -81,12 +81,13 @@ pub(super) fn count(bitmap: InMemory, mut read: impl FnMut(u64, &mut [u8]) -> us
         let Some(address) = bitmap.address.checked_add(offset) else { break };
         let wanted = usize::try_from(end - offset).unwrap_or(PIECE).min(PIECE);
         let got = read(address, &mut piece[..wanted]).min(wanted);
-        for (index, byte) in (offset..).zip(&piece[..got]) {
-            // The last byte has bits that stand for no page.
-            let bits = (bitmap.pages - index * 8).min(8);
-            let mask = if bits == 8 { u8::MAX } else { (1 << bits) - 1 };
-            counted.dirty += u64::from((byte & mask).count_ones());
-            counted.counted += bits;
+        let bytes = &piece[..got];
+        let pages = (bitmap.pages - offset * 8).min(got as u64 * 8);
+        counted.dirty += ones(bytes);
+        counted.counted += pages;
+        // The last byte may have bits that stand for no page.
+        if let (Some(last), 1..8) = (bytes.last(), pages % 8) {
+            counted.dirty -= u64::from((last >> (pages % 8)).count_ones());
         }
         if got < wanted {
             break;
@@ -94,6 +95,14 @@ pub(super) fn count(bitmap: InMemory, mut read: impl FnMut(u64, &mut [u8]) -> us
         offset += got as u64;
     }
     counted
+}
+
+/// Counts the bits that are set, eight bytes at a time.
+fn ones(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let in_words: u32 = words.iter().map(|word| u64::from_ne_bytes(*word).count_ones()).sum();
+    let in_rest: u32 = rest.iter().map(|byte| byte.count_ones()).sum();
+    u64::from(in_words + in_rest)
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let call = self.call();
         match call.request() {
-            Some(_) => call.fmt(f),
+            Some(_) => call.question().fmt(f),
             None => write!(f, "{}({:#x})", self.name(), self.value),
         }
     }

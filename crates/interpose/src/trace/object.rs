@@ -43,7 +43,7 @@ impl Record {
             Action::Request(request) => {
                 put("number", request.number.into());
                 let mut argument = Map::new();
-                request.call().values(&mut |name, value| {
+                request.call().question().values(&mut |name, value| {
                     argument.insert(name.to_string(), value.to_string().into());
                 });
                 put("argument", argument.into());

@@ -19,8 +19,10 @@ pub(super) enum Show {
     Named(fn(u64) -> Option<&'static str>),
     /// Reserved: should be 0, and is shown only if it is not.
     Reserved,
-    /// Written by the driver side, or by both sides.
+    /// Written by the driver side.
     Out(&'static Show),
+    /// Set by the user, and written by the driver side; of a feature that is got, only the latter.
+    InOut(&'static Show),
 }
 
 impl Show {
@@ -50,7 +52,7 @@ impl fmt::Display for Shown {
                 Some(name) => write!(f, "{value} {name}"),
                 None => write!(f, "{value}"),
             },
-            Show::Out(show) => write!(f, "{}", show.of(value, self.size)),
+            Show::Out(show) | Show::InOut(show) => write!(f, "{}", show.of(value, self.size)),
         }
     }
 }
@@ -118,41 +120,69 @@ impl Sink for Text<'_, '_> {
     }
 }
 
-/// The values of a request, or those that the driver side has written, on their way to a [`Sink`].
+/// The values of a request that are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All.
+    Whole,
+    /// Those that the user sets.
+    Question,
+    /// Those that the user sets, of a feature that is got.
+    QuestionOfGet,
+    /// Those that the driver side writes.
+    Answer,
+}
+
+/// The values of a request, or a part of them, on their way to a [`Sink`].
 pub(super) struct List<'a> {
     sink: &'a mut dyn Sink,
-    answer: bool,
+    part: Part,
 }
 
 impl<'a> List<'a> {
-    /// All values.
-    pub(super) fn whole(sink: &'a mut dyn Sink) -> Self {
-        Self { sink, answer: false }
+    pub(super) fn new(part: Part, sink: &'a mut dyn Sink) -> Self {
+        Self { sink, part }
     }
 
-    /// The values that the driver side writes.
-    pub(super) fn answer(sink: &'a mut dyn Sink) -> Self {
-        Self { sink, answer: true }
+    /// Notes that the request gets a feature.
+    pub(super) fn gets(&mut self) {
+        if self.part == Part::Question {
+            self.part = Part::QuestionOfGet;
+        }
     }
 
     /// Adds a value of the user.
     pub(super) fn asked(&mut self, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
-        if self.answer { Ok(()) } else { self.sink.take(&name, false, value) }
+        if self.part == Part::Answer { Ok(()) } else { self.sink.take(&name, false, value) }
     }
 
     /// Adds a value that the driver side writes.
     pub(super) fn written(&mut self, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
-        self.sink.take(&name, false, value)
+        if matches!(self.part, Part::Whole | Part::Answer) {
+            self.sink.take(&name, false, value)
+        } else {
+            Ok(())
+        }
     }
 
     /// Adds a value of the user whose text does not need its name.
     pub(super) fn plain(&mut self, name: &str, value: fmt::Arguments<'_>) -> fmt::Result {
-        if self.answer { Ok(()) } else { self.sink.take(&name, true, value) }
+        if self.part == Part::Answer { Ok(()) } else { self.sink.take(&name, true, value) }
     }
 
     /// Notes that the argument ended early, after these bytes.
     pub(super) fn cut(&mut self, bytes: &[u8]) -> fmt::Result {
         self.plain("cut", format_args!("cut after {} bytes", bytes.len()))
+    }
+
+    /// Returns whether a field belongs to the part that is shown.
+    fn has(&self, show: Show) -> bool {
+        match self.part {
+            Part::Whole => true,
+            Part::Question => !matches!(show, Show::Out(_)),
+            Part::QuestionOfGet => !matches!(show, Show::Out(_) | Show::InOut(_)),
+            Part::Answer => matches!(show, Show::Out(_) | Show::InOut(_)),
+        }
     }
 }
 
@@ -210,13 +240,11 @@ impl Structure {
         for field in self.fields {
             match number(bytes, field.offset, field.size) {
                 Some(0) if matches!(field.show, Show::Reserved) => {}
-                Some(value) => {
+                Some(value) if list.has(field.show) => {
                     let value = field.show.of(value, field.size);
-                    if matches!(field.show, Show::Out(_)) || !list.answer {
-                        list.sink.take(&Name(field.name), false, format_args!("{value}"))?;
-                    }
+                    list.sink.take(&Name(field.name), false, format_args!("{value}"))?;
                 }
-                None => {}
+                _ => {}
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ mod tail;
 
 use core::fmt;
 
-use self::field::{List, Sink, Text, number};
+use self::field::{List, Part, Sink, Text, number};
 use self::requests::Argument;
 use crate::ioctl::Request;
 
@@ -103,7 +103,12 @@ impl<'a> Call<'a> {
         })
     }
 
-    /// Returns the part of the argument that the driver side writes, for an answer.
+    /// Returns the request with the values that the user sets, without room for the answer.
+    pub const fn question(&self) -> Question<'a> {
+        Question(*self)
+    }
+
+    /// Returns the values that the driver side writes, for an answer.
     pub const fn answer(&self) -> Answer<'a> {
         Answer(*self)
     }
@@ -112,12 +117,6 @@ impl<'a> Call<'a> {
     pub fn has_secret(&self) -> bool {
         matches!(requests::find(self.file, self.number), Some((_, Argument::Feature)))
             && tail::is_token(self.argument)
-    }
-
-    /// Gives the name and the text of each value to `take`, for output with a structure of its own.
-    pub fn values(&self, take: &mut dyn FnMut(&dyn fmt::Display, &dyn fmt::Display)) {
-        // A sink that cannot fail.
-        let _ = self.list(&mut List::whole(&mut Each(take)));
     }
 
     /// Gives the values to a list.
@@ -155,16 +154,39 @@ impl<'a> Call<'a> {
         }
         Ok(())
     }
-}
 
-impl fmt::Display for Call<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Writes a part of it in one line.
+    fn text(&self, part: Part, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(request) = self.request() else {
             return write!(f, "unknown request {:#x}", self.number);
         };
         write!(f, "{}(", request.name())?;
-        self.list(&mut List::whole(&mut Text::new(f)))?;
+        self.list(&mut List::new(part, &mut Text::new(f)))?;
         f.write_str(")")
+    }
+}
+
+impl fmt::Display for Call<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.text(Part::Whole, f)
+    }
+}
+
+/// A request with the values that its user sets. [`Display`](fmt::Display) shows it in one line, like a [`Call`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question<'a>(Call<'a>);
+
+impl Question<'_> {
+    /// Gives the name and the text of each value to `take`, for output with a structure of its own.
+    pub fn values(&self, take: &mut dyn FnMut(&dyn fmt::Display, &dyn fmt::Display)) {
+        // A sink that cannot fail.
+        let _ = self.0.list(&mut List::new(Part::Question, &mut Each(take)));
+    }
+}
+
+impl fmt::Display for Question<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.text(Part::Question, f)
     }
 }
 
@@ -178,7 +200,7 @@ impl Sink for Each<'_> {
     }
 }
 
-/// The part of an argument that the driver side writes. [`Display`](fmt::Display) shows it as a list without parentheses,
+/// The values of an argument that the driver side writes. [`Display`](fmt::Display) shows it as a list without parentheses,
 /// which is empty for a request that writes nothing.
 ///
 /// ```
@@ -189,7 +211,7 @@ impl Sink for Each<'_> {
 ///
 /// let status = GroupStatus { argsz: 8, flags: 1 };
 /// let call = Call::new(File::Group, VFIO_GROUP_GET_STATUS.number(), status.as_bytes());
-/// assert_eq!(call.to_string(), "VFIO_GROUP_GET_STATUS(argsz 8, flags VIABLE)");
+/// assert_eq!(call.question().to_string(), "VFIO_GROUP_GET_STATUS(argsz 8)");
 /// assert_eq!(call.answer().to_string(), "flags VIABLE");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,12 +221,12 @@ impl Answer<'_> {
     /// Gives the name and the text of each value to `take`.
     pub fn values(&self, take: &mut dyn FnMut(&dyn fmt::Display, &dyn fmt::Display)) {
         // A sink that cannot fail.
-        let _ = self.0.list(&mut List::answer(&mut Each(take)));
+        let _ = self.0.list(&mut List::new(Part::Answer, &mut Each(take)));
     }
 }
 
 impl fmt::Display for Answer<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.list(&mut List::answer(&mut Text::new(f)))
+        self.0.list(&mut List::new(Part::Answer, &mut Text::new(f)))
     }
 }

@@ -1,5 +1,5 @@
 //! The text form of each structure's fields: a number is shown as a count, an address or a set of flags. `Out` marks what
-//! the driver side writes.
+//! the driver side writes, `InOut` what both sides set.
 
 use core::mem::offset_of;
 
@@ -37,7 +37,7 @@ use crate::type1::{
     IommuType1DirtyBitmapGet, IommuType1DmaMap, IommuType1DmaUnmap, IommuType1Info,
 };
 
-use Show::{Decimal, Fd, Flags, Hex, Named, Out, Reserved};
+use Show::{Decimal, Fd, Flags, Hex, InOut, Named, Out, Reserved};
 
 /// Defines each structure. Does not compile when a byte of one belongs to no field.
 macro_rules! structures {
@@ -54,11 +54,11 @@ structures! {
     GROUP_STATUS = GroupStatus { argsz: Decimal, flags: Out(&Flags(flags::<GroupFlags>)) };
 
     DEVICE_INFO = DeviceInfo {
-        argsz: Out(&Decimal), flags: Out(&Flags(flags::<DeviceInfoFlags>)), num_regions: Out(&Decimal), num_irqs: Out(&Decimal),
+        argsz: InOut(&Decimal), flags: Out(&Flags(flags::<DeviceInfoFlags>)), num_regions: Out(&Decimal), num_irqs: Out(&Decimal),
         cap_offset: Out(&Decimal), pad: Reserved,
     };
     REGION_INFO = RegionInfo {
-        argsz: Out(&Decimal), flags: Out(&Flags(flags::<RegionInfoFlags>)), index: Decimal, cap_offset: Out(&Decimal),
+        argsz: InOut(&Decimal), flags: Out(&Flags(flags::<RegionInfoFlags>)), index: Decimal, cap_offset: Out(&Decimal),
         size: Out(&Hex), offset: Out(&Hex),
     };
     IRQ_INFO = IrqInfo {
@@ -68,7 +68,7 @@ structures! {
         argsz: Decimal, flags: Flags(flags::<IrqSetFlags>), index: Decimal, start: Decimal, count: Decimal,
     };
     HOT_RESET_INFO = PciHotResetInfo {
-        argsz: Out(&Decimal), flags: Out(&Flags(flags::<PciHotResetFlags>)), count: Out(&Decimal),
+        argsz: InOut(&Decimal), flags: Out(&Flags(flags::<PciHotResetFlags>)), count: Out(&Decimal),
     };
     HOT_RESET = PciHotReset { argsz: Decimal, flags: Hex, count: Decimal };
     GFX_PLANE_INFO = DeviceGfxPlaneInfo {
@@ -84,17 +84,17 @@ structures! {
         token_uuid_ptr: Hex,
     };
     ATTACH_IOMMUFD_PT = DeviceAttachIommufdPt {
-        argsz: Decimal, flags: Flags(flags::<DeviceAttachFlags>), pt_id: Out(&Decimal), pasid: Decimal,
+        argsz: Decimal, flags: Flags(flags::<DeviceAttachFlags>), pt_id: InOut(&Decimal), pasid: Decimal,
     };
     DETACH_IOMMUFD_PT = DeviceDetachIommufdPt {
         argsz: Decimal, flags: Flags(flags::<DeviceDetachFlags>), pasid: Decimal,
     };
 
     MIGRATION = DeviceFeatureMigration { flags: Out(&Flags(flags::<MigrationFlags>)) };
-    MIG_STATE = DeviceFeatureMigState { device_state: Out(&Named(state)), data_fd: Out(&Fd) };
+    MIG_STATE = DeviceFeatureMigState { device_state: InOut(&Named(state)), data_fd: Out(&Fd) };
     LOW_POWER_ENTRY_WITH_WAKEUP = DeviceLowPowerEntryWithWakeup { wakeup_eventfd: Fd, reserved: Reserved };
     DMA_LOGGING_CONTROL = DeviceFeatureDmaLoggingControl {
-        page_size: Out(&Hex), num_ranges: Decimal, __reserved: Reserved, ranges: Hex,
+        page_size: InOut(&Hex), num_ranges: Decimal, __reserved: Reserved, ranges: Hex,
     };
     DMA_LOGGING_REPORT = DeviceFeatureDmaLoggingReport {
         iova: Hex, length: Hex, page_size: Hex, bitmap: Hex,
@@ -105,18 +105,18 @@ structures! {
     ZPCI_ERR = DeviceFeatureZpciErr { data: Out(&Hex) };
 
     PRECOPY_INFO = PrecopyInfo {
-        argsz: Decimal, flags: Out(&Flags(flags::<PrecopyInfoFlags>)), initial_bytes: Out(&Decimal), dirty_bytes: Out(&Decimal),
+        argsz: Decimal, flags: InOut(&Flags(flags::<PrecopyInfoFlags>)), initial_bytes: Out(&Decimal), dirty_bytes: Out(&Decimal),
     };
 
     TYPE1_INFO = IommuType1Info {
-        argsz: Out(&Decimal), flags: Out(&Flags(flags::<IommuInfoFlags>)), iova_pgsizes: Out(&Hex), cap_offset: Out(&Decimal),
+        argsz: InOut(&Decimal), flags: Out(&Flags(flags::<IommuInfoFlags>)), iova_pgsizes: Out(&Hex), cap_offset: Out(&Decimal),
         pad: Reserved,
     };
     TYPE1_DMA_MAP = IommuType1DmaMap {
         argsz: Decimal, flags: Flags(flags::<DmaMapFlags>), vaddr: Hex, iova: Hex, size: Hex,
     };
     TYPE1_DMA_UNMAP = IommuType1DmaUnmap {
-        argsz: Decimal, flags: Flags(flags::<DmaUnmapFlags>), iova: Hex, size: Out(&Hex),
+        argsz: Decimal, flags: Flags(flags::<DmaUnmapFlags>), iova: Hex, size: InOut(&Hex),
     };
     BITMAP = Bitmap { pgsize: Hex, size: Hex, data: Hex };
     TYPE1_DIRTY_BITMAP = IommuType1DirtyBitmap { argsz: Decimal, flags: Flags(flags::<DirtyPagesFlags>) };
@@ -147,35 +147,35 @@ structures! {
     };
     IOAS_COPY = IoasCopy {
         size: Decimal, flags: Flags(flags::<IoasMapFlags>), dst_ioas_id: Decimal, src_ioas_id: Decimal,
-        length: Hex, dst_iova: Out(&Hex), src_iova: Hex,
+        length: Hex, dst_iova: InOut(&Hex), src_iova: Hex,
     };
     IOAS_IOVA_RANGES = IoasIovaRanges {
-        size: Decimal, ioas_id: Decimal, num_iovas: Out(&Decimal), __reserved: Reserved, allowed_iovas: Hex,
+        size: Decimal, ioas_id: Decimal, num_iovas: InOut(&Decimal), __reserved: Reserved, allowed_iovas: Hex,
         out_iova_alignment: Out(&Hex),
     };
     IOAS_MAP = IoasMap {
         size: Decimal, flags: Flags(flags::<IoasMapFlags>), ioas_id: Decimal, __reserved: Reserved,
-        user_va: Hex, length: Hex, iova: Out(&Hex),
+        user_va: Hex, length: Hex, iova: InOut(&Hex),
     };
     IOAS_MAP_FILE = IoasMapFile {
         size: Decimal, flags: Flags(flags::<IoasMapFlags>), ioas_id: Decimal, fd: Fd, start: Hex, length: Hex,
-        iova: Out(&Hex),
+        iova: InOut(&Hex),
     };
-    IOAS_UNMAP = IoasUnmap { size: Decimal, ioas_id: Decimal, iova: Hex, length: Out(&Hex) };
+    IOAS_UNMAP = IoasUnmap { size: Decimal, ioas_id: Decimal, iova: Hex, length: InOut(&Hex) };
     IOAS_CHANGE_PROCESS = IoasChangeProcess { size: Decimal, __reserved: Reserved };
     OPTION = IommuOption {
         size: Decimal, option_id: Named(option), op: Named(option_op), __reserved: Reserved,
-        object_id: Decimal, val64: Out(&Decimal),
+        object_id: Decimal, val64: InOut(&Decimal),
     };
-    VFIO_IOAS = VfioIoas { size: Decimal, ioas_id: Out(&Decimal), op: Named(vfio_ioas_op), __reserved: Reserved };
+    VFIO_IOAS = VfioIoas { size: Decimal, ioas_id: InOut(&Decimal), op: Named(vfio_ioas_op), __reserved: Reserved };
     HWPT_ALLOC = HwptAlloc {
         size: Decimal, flags: Flags(flags::<HwptAllocFlags>), dev_id: Decimal, pt_id: Decimal,
         out_hwpt_id: Out(&Decimal), __reserved: Reserved, data_type: Decimal, data_len: Decimal, data_uptr: Hex,
         fault_id: Decimal, __reserved2: Reserved,
     };
     HW_INFO = HwInfo {
-        size: Decimal, flags: Flags(flags::<HwInfoFlags>), dev_id: Decimal, data_len: Out(&Decimal), data_uptr: Hex,
-        out_data_type: Out(&Decimal), out_max_pasid_log2: Out(&Decimal), __reserved: Reserved,
+        size: Decimal, flags: Flags(flags::<HwInfoFlags>), dev_id: Decimal, data_len: InOut(&Decimal), data_uptr: Hex,
+        out_data_type: InOut(&Decimal), out_max_pasid_log2: Out(&Decimal), __reserved: Reserved,
         out_capabilities: Out(&Flags(flags::<HwCapabilities>)),
     };
     HWPT_SET_DIRTY_TRACKING = HwptSetDirtyTracking {

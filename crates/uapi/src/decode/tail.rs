@@ -237,6 +237,9 @@ pub(super) fn feature(bytes: &[u8], list: &mut List<'_>) -> fmt::Result {
     list.plain("feature", format_args!("{}", Asked { verbs, index }))?;
     list.asked("argsz", format_args!("{argsz}"))?;
 
+    if verbs.contains(FeatureFlags::GET) {
+        list.gets();
+    }
     let length = usize::try_from(argsz).unwrap_or(usize::MAX).saturating_sub(size_of::<DeviceFeature>());
     let here = after::<DeviceFeature>(bytes);
     let here = here.get(..length).unwrap_or(here);

@@ -398,13 +398,49 @@ fn an_answer_is_what_the_driver_side_writes() {
 }
 
 #[test]
-fn the_values_of_a_request_have_names() {
-    let set = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.number());
-    let argument = words(&[16, set, 3, u32::MAX]);
-    let mut pairs = Vec::new();
-    Call::new(File::Device, ioctl::VFIO_DEVICE_FEATURE.number(), &argument)
-        .values(&mut |name, value| pairs.push(format!("{name}={value}")));
-    assert_eq!(pairs, ["feature=SET MIG_DEVICE_STATE", "argsz=16", "device_state=3 STOP_COPY", "data_fd=-1"]);
+fn a_question_is_what_the_user_sets() {
+    let flags = |verbs: FeatureFlags, feature: Feature| verbs.bits() | u32::from(feature.number());
+    let (get, set) = (FeatureFlags::GET, FeatureFlags::SET);
+    let report = [
+        words(&[40, flags(get, Feature::DmaLoggingReport)]),
+        [0, 0x1000_u64, 0x1000, 0x7000].map(u64::to_ne_bytes).concat(),
+    ]
+    .concat();
+    let cases: &[(Request, Vec<u8>, &[&str])] = &[
+        (
+            ioctl::VFIO_DEVICE_FEATURE,
+            words(&[16, flags(set, Feature::MigDeviceState), 3, 0]),
+            &["feature=SET MIG_DEVICE_STATE", "argsz=16", "device_state=3 STOP_COPY"],
+        ),
+        (
+            ioctl::VFIO_DEVICE_FEATURE,
+            words(&[16, flags(get, Feature::MigDeviceState), 3, 0]),
+            &["feature=GET MIG_DEVICE_STATE", "argsz=16"],
+        ),
+        (
+            ioctl::VFIO_DEVICE_FEATURE,
+            report,
+            &[
+                "feature=GET DMA_LOGGING_REPORT",
+                "argsz=40",
+                "iova=0x0",
+                "length=0x1000",
+                "page_size=0x1000",
+                "bitmap=0x7000",
+            ],
+        ),
+        (ioctl::VFIO_DEVICE_GET_REGION_INFO, words(&[32, 9, 7, 9, 0, 0, 0, 0]), &["argsz=32", "index=7"]),
+        (ioctl::VFIO_DEVICE_GET_IRQ_INFO, words(&[16, 0]), &["argsz=16", "cut=cut after 8 bytes"]),
+    ];
+    for (request, argument, expected) in cases {
+        let mut pairs = Vec::new();
+        let call = Call::new(File::Device, request.number(), argument);
+        call.question().values(&mut |name, value| pairs.push(format!("{name}={value}")));
+        assert_eq!(pairs, *expected);
+    }
+    let info = words(&[32, 9, 7, 9, 0, 0, 0, 0]);
+    let call = Call::new(File::Device, ioctl::VFIO_DEVICE_GET_REGION_INFO.number(), &info);
+    assert_eq!(call.question().to_string(), "VFIO_DEVICE_GET_REGION_INFO(argsz 32, index 7)");
 }
 
 #[test]
