@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     /// Show bytes of arguments, answers and transfers too, the first 256 of each
     #[arg(long)]
     hex: bool,
-    /// Show every open, read, write, mmap and close of a VFIO file. Slows down all such calls of the program
+    /// Show every open, read, write, mmap, dup and close of a VFIO file. Slows down all such calls of the program
     ///
     /// Without this option these are shown: accesses at offsets from 2^40 on (the regions of the kernel's drivers but
     /// region 0), and, while a data file is open, the calls of threads that opened it or make a request meanwhile.

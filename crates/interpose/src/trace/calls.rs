@@ -116,14 +116,13 @@ fn when(kind: Kind, all_io: bool) -> Option<When> {
     let high = |argument| When::HighHalf { argument, least: REGION_1 };
     match kind {
         Kind::Ioctl => Some(When::Masked { argument: 1, mask: 0xff00, value: u32::from(VFIO_TYPE) << 8 }),
-        Kind::Duplicate { .. } | Kind::Take => Some(When::Always),
-        Kind::Control => Some(When::OneOf { argument: 1, values: DUPLICATES.map(i32::cast_unsigned) }),
-        Kind::Transfer { .. } | Kind::Map | Kind::Open { .. } | Kind::Close | Kind::CloseRange if all_io => {
-            Some(When::Always)
+        Kind::Control => {
+            all_io.then_some(When::OneOf { argument: 1, values: DUPLICATES.map(i32::cast_unsigned) })
         }
+        _ if all_io => Some(When::Always),
         Kind::Transfer { offset: true, .. } => Some(high(3)),
         Kind::Map => Some(high(5)),
-        Kind::Transfer { offset: false, .. } | Kind::Open { .. } | Kind::Close | Kind::CloseRange => None,
+        _ => None,
     }
 }
 

@@ -73,6 +73,7 @@ impl Described {
             "/dev/vfio/vfio" => {
                 return Described::new(What::Container { spapr: Cell::new(false) }, "container");
             }
+            "" => return Described::new(What::Other, "not an open file"),
             "/dev/iommu" => return Described::new(What::Iommufd, "iommufd"),
             // A device that the trace has not seen being opened.
             "anon_inode:[vfio-device]" => return Described::new(What::Device, "device"),
@@ -92,8 +93,17 @@ impl Described {
         self.what != What::Other
     }
 
-    /// Returns whether this is a device that has no name yet.
-    pub(super) fn is_unnamed(&self) -> bool {
+    /// Returns whether this may be a file that is known at another descriptor, and that its link does not tell: a device
+    /// without a name, or a file without a path.
+    pub(super) fn is_ambiguous(&self) -> bool {
+        match self.what {
+            What::Device => self.is_unnamed(),
+            What::Other => self.name.starts_with("anon_inode:"),
+            _ => false,
+        }
+    }
+
+    fn is_unnamed(&self) -> bool {
         self.what == What::Device && *self.name == *"device"
     }
 
@@ -198,10 +208,14 @@ impl Descriptors {
         found
     }
 
-    /// Returns the devices that have a name, for a comparison with one that has none.
-    pub(super) fn named_devices(&self) -> Vec<(i32, Rc<Described>)> {
-        let named = |known: &Known| known.file.what == What::Device && !known.file.is_unnamed();
-        let found = self.known.iter().filter(|(_, known)| named(known));
+    /// Returns the devices and data files that were told by an answer and have this link, for a comparison with a file that
+    /// is [ambiguous](Described::is_ambiguous).
+    pub(super) fn told(&self, link: &str) -> Vec<(i32, Rc<Described>)> {
+        let told = |known: &Known| {
+            let is_named = known.file.what == What::Device && !known.file.is_unnamed();
+            known.link == link && (is_named || known.file.is_data())
+        };
+        let found = self.known.iter().filter(|(_, known)| told(known));
         found.map(|(fd, known)| (*fd, Rc::clone(&known.file))).collect()
     }
 
@@ -318,7 +332,7 @@ mod tests {
             (DEVICE, "device device"),
             ("/dev/vfio/a/b", "other /dev/vfio/a/b"),
             ("anon_inode:[eventfd]", "other anon_inode:[eventfd]"),
-            ("", "other "),
+            ("", "other not an open file"),
         ];
         for (link, expected) in cases {
             assert_eq!(name(&mut Descriptors::default(), 3, link), expected);
@@ -342,6 +356,25 @@ mod tests {
         table.insert(7, DEVICE, Rc::new(Described::new(What::Device, "device x of group 1")));
         assert_eq!(name(&mut table, 7, "/tmp/file"), "other /tmp/file");
         assert_eq!(name(&mut table, 7, DEVICE), "device device", "the name has been forgotten");
+    }
+
+    #[test]
+    fn what_a_link_does_not_tell_is_compared_with_what_answers_told() {
+        let mut table = Descriptors::default();
+        let data = "anon_inode:[mtty]";
+        table.insert(5, DEVICE, Rc::new(Described::new(What::Device, "device x of group 1")));
+        table.insert(6, data, Rc::new(Described::new(What::Data, "data of x")));
+        let _ = table.identify(7, DEVICE);
+        let candidates = |link: &str, table: &Descriptors| -> Vec<i32> {
+            table.told(link).into_iter().map(|(fd, _)| fd).collect()
+        };
+        assert_eq!(candidates(DEVICE, &table), [5]);
+        assert_eq!(candidates(data, &table), [6]);
+        assert_eq!(candidates("anon_inode:[eventfd]", &table), [0; 0]);
+        for (link, is_ambiguous) in [(DEVICE, true), (data, true), ("/dev/vfio/3", false), ("/tmp/x", false)]
+        {
+            assert_eq!(Described::of_link(link).is_ambiguous(), is_ambiguous, "{link}");
+        }
     }
 
     #[test]

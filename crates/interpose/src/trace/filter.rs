@@ -144,12 +144,16 @@ mod tests {
     }
 
     #[test]
-    fn duplicates_stop_and_other_commands_of_fcntl_pass() {
-        assert!(stops(false, libc::SYS_dup3, [3, 4, 0, 0, 0, 0]));
-        for command in [libc::F_DUPFD, libc::F_DUPFD_CLOEXEC] {
-            assert!(stops(false, libc::SYS_fcntl, [3, u64::from(command.cast_unsigned()), 0, 0, 0, 0]));
+    fn duplicates_stop_only_with_all_io_and_other_commands_of_fcntl_never() {
+        let fcntl = |all_io, command: i32| {
+            stops(all_io, libc::SYS_fcntl, [3, u64::from(command.cast_unsigned()), 0, 0, 0, 0])
+        };
+        for all_io in [false, true] {
+            assert_eq!(stops(all_io, libc::SYS_dup3, [3, 4, 0, 0, 0, 0]), all_io);
+            assert_eq!(fcntl(all_io, libc::F_DUPFD), all_io);
+            assert_eq!(fcntl(all_io, libc::F_DUPFD_CLOEXEC), all_io);
+            assert!(!fcntl(all_io, libc::F_SETFL));
         }
-        assert!(!stops(false, libc::SYS_fcntl, [3, u64::from(libc::F_SETFL.cast_unsigned()), 0, 0, 0, 0]));
     }
 
     #[test]

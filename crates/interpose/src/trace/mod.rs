@@ -22,12 +22,12 @@
 //!
 //! - Every `ioctl` of VFIO and iommufd, on whatever file, with its argument before and after. Of an argument at most 4096
 //!   bytes are read, whatever size it gives for itself.
-//! - `dup` and its relatives, `pidfd_getfd`; `pread`, `pwrite` and `mmap` at offsets from 2^40 on, which are those of
-//!   regions: all but region 0 of the kernel's drivers.
+//! - `pread`, `pwrite` and `mmap` at offsets from 2^40 on, which are those of regions: all but region 0 of the kernel's
+//!   drivers.
 //! - While a data file is open, all reads, writes and closes by the thread that opened it, by threads that make a VFIO
 //!   request meanwhile, and by threads they start. Other threads run untouched; what they read or write shows as a
 //!   difference of the file's position, if the driver keeps one.
-//! - With [`Options::all_io`], all of that by all threads, and the opens of VFIO files, at the cost of a stop at each such
+//! - With [`Options::all_io`], all of that by all threads, and the opens and duplications of VFIO files, at the cost of a stop at each such
 //!   call of the program.
 //!
 //! Not seen: what goes through io_uring or a mapping of a region, calls that the program's own seccomp filter answers, and

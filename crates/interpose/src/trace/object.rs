@@ -100,3 +100,60 @@ fn microseconds(time: std::time::Duration) -> Value {
 fn errno_name(errno: Errno) -> String {
     errno.name().map_or_else(|| errno.raw_os_error().to_string(), str::to_string)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use whimbrel_uapi::decode::File;
+
+    use super::super::record::{Dirty, On, Transfer};
+    use super::*;
+
+    fn shown(action: Action, outcome: Outcome) -> Value {
+        let on = On::new(7, "device", "device x");
+        let mut record = Record::new(Duration::from_millis(2), on, action, outcome);
+        (record.process, record.thread, record.took) = (1, 2, Duration::from_micros(3));
+        serde_json::to_value(&record).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_an_object_with_question_and_answer() {
+        let argument: Vec<u8> = [16, 0x1_0002, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut request = Request::new(File::Device, 0x3b75, 0, argument);
+        request.answer[8] = 2;
+        request.dirty = Some(Dirty::new(1, 2, 3));
+        let expected = json!({
+            "at_us": 2000, "took_us": 3, "process": 1, "thread": 2, "fd": 7, "file": "device", "name": "device x",
+            "call": "VFIO_DEVICE_FEATURE", "number": 0x3b75, "result": 0, "error": null,
+            "argument": { "feature": "GET MIG_DEVICE_STATE", "argsz": "16" },
+            "answer": { "device_state": "2 RUNNING", "data_fd": "0" },
+            "dirty_pages": 1, "counted_pages": 2, "pages": 3,
+        });
+        assert_eq!(shown(Action::Request(request), Outcome::Returned(0)), expected);
+    }
+
+    #[test]
+    fn a_failure_has_an_error_instead_of_a_result() {
+        let reset = || Action::Request(Request::new(File::Device, 0x3b6f, 0, Vec::new()));
+        let failed = shown(reset(), Outcome::Failed(Errno::ENODEV));
+        assert_eq!(
+            (&failed["result"], &failed["error"], &failed["answer"]),
+            (&Value::Null, &"ENODEV".into(), &Value::Null)
+        );
+        assert_eq!(shown(reset(), Outcome::Interrupted)["error"], "interrupted");
+        assert_eq!(shown(reset(), Outcome::Unfinished)["error"], "unfinished");
+    }
+
+    #[test]
+    fn an_access_names_its_region() {
+        let mut access = Transfer::new("pwrite64", 4);
+        (access.offset, access.place, access.data) = (Some(8), Some(Place::new(7, 4)), vec![1, 0xff]);
+        let shown = shown(Action::Transfer(access), Outcome::Returned(4));
+        assert_eq!(shown["region"], json!({ "index": 7, "offset": 4 }));
+        assert_eq!(
+            (&shown["asked"], &shown["offset"], &shown["data_hex"]),
+            (&4.into(), &8.into(), &"01ff".into())
+        );
+    }
+}

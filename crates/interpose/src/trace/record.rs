@@ -126,7 +126,7 @@ pub struct Request {
     pub answer: Vec<u8>,
     /// The dirty pages that the answer reports.
     pub dirty: Option<Dirty>,
-    /// Whether bytes are shown as such.
+    /// Set if bytes are shown as such.
     pub hex: bool,
 }
 

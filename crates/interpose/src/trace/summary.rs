@@ -58,3 +58,52 @@ impl Summary {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use whimbrel_uapi::Errno;
+    use whimbrel_uapi::decode::File;
+
+    use super::super::record::{Dirty, On, Request, Transfer};
+    use super::*;
+
+    fn record(action: Action, outcome: Outcome, took: u64) -> Record {
+        let mut record = Record::new(Duration::ZERO, On::new(7, "device", "device"), action, outcome);
+        record.took = Duration::from_micros(took);
+        record
+    }
+
+    #[test]
+    fn calls_are_summed_by_name_and_the_longest_comes_first() {
+        let reset = || Action::Request(Request::new(File::Device, 0x3b6f, 0, Vec::new()));
+        let read = || Action::Transfer(Transfer::new("read", 100));
+        let mut report = Request::new(File::Device, 0x3b75, 0, Vec::new());
+        report.dirty = Some(Dirty::new(1, 12, 12));
+        let mut summary = Summary::default();
+        for record in [
+            record(reset(), Outcome::Returned(0), 3),
+            record(reset(), Outcome::Failed(Errno::EBUSY), 4),
+            record(read(), Outcome::Returned(60), 50),
+            record(read(), Outcome::Failed(Errno::EIO), 10),
+            record(read(), Outcome::Interrupted, 5),
+            record(Action::Request(report), Outcome::Returned(0), 1),
+            record(Action::Passed { bytes: 1000 }, Outcome::Returned(0), 0),
+        ] {
+            summary.add(&record);
+        }
+        let sums: Vec<_> = summary
+            .sums()
+            .into_iter()
+            .map(|Sums { call, calls, errors, total, max, bytes }| {
+                (call, [calls, errors, total.as_micros() as u64, max.as_micros() as u64, bytes])
+            })
+            .collect();
+        let expected = [
+            ("read".to_string(), [3, 1, 65, 50, 60]),
+            ("VFIO_DEVICE_RESET".to_string(), [2, 1, 7, 4, 0]),
+            ("VFIO_DEVICE_FEATURE".to_string(), [1, 0, 1, 1, 2]),
+            ("state not seen in calls".to_string(), [0, 0, 0, 0, 1000]),
+        ];
+        assert_eq!(sums, expected);
+    }
+}

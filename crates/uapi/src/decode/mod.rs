@@ -33,7 +33,7 @@ pub enum File {
     Iommufd,
 }
 
-/// How a request takes its argument: what has to be read from the memory of the process that makes it.
+/// The way of an argument from a process to a request: the data to be read from the memory of that process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Passing {

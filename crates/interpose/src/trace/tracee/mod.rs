@@ -24,18 +24,18 @@ use super::error::TraceError;
 use super::filter::{ARCH, filter};
 use super::record::{Outcome, Record};
 
-/// What is traced, and how much of it is kept.
+/// The calls to trace, and the data to keep of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Options {
-    /// Also stops at each read, write, mmap, open and close of the program, to see those of VFIO files.
+    /// Also stops at each read, write, mmap, open, duplication and close of the program, to see those of VFIO files.
     pub all_io: bool,
     /// Keeps bytes: of arguments, answers and transfers.
     pub hex: bool,
 }
 
 impl Options {
-    /// Stops at each read, write, mmap, open and close.
+    /// Stops at each read, write, mmap, open, duplication and close.
     #[must_use]
     pub fn all_io(self, all_io: bool) -> Options {
         Options { all_io, ..self }
@@ -48,7 +48,7 @@ impl Options {
     }
 }
 
-/// What a trace gives out.
+/// The output of a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -194,11 +194,11 @@ struct Thread {
     table: Rc<Table>,
     /// The call it is in, if that is of interest.
     pending: Option<Pending>,
-    /// Whether it stopped at the entry of the call it is in. Then a stop of the filter follows, and tells nothing new.
+    /// Set if it stopped at the entry of the call it is in. Then a stop of the filter follows, and tells nothing new.
     has_entered: bool,
 }
 
-/// How often it is checked whether the data files of a process are still open.
+/// The shortest time between two checks whether the data files of a process are still open.
 const CHECKED_EVERY: Duration = Duration::from_millis(100);
 
 /// A trace at work.

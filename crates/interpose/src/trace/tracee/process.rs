@@ -1,4 +1,4 @@
-//! What `/proc` tells of a traced program: its memory, the files behind its descriptors, its threads.
+//! The view of `/proc` on a traced program: its memory, the files behind its descriptors, its threads.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -8,6 +8,7 @@
 use std::io;
 use std::mem::size_of;
 use std::ptr::null_mut;
+use std::time::{Duration, Instant};
 
 use libc::{c_int, c_long, c_uint, c_void, pid_t};
 use zerocopy::FromBytes;
@@ -30,7 +31,7 @@ pub(super) enum Change {
     Stopped { signal: c_int, event: c_int },
 }
 
-/// How a stopped tracee goes on.
+/// The way in which a stopped tracee goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Go {
     /// Until the next event.
@@ -39,7 +40,7 @@ pub(super) enum Go {
     ToCall,
 }
 
-/// What a stop at a system call tells.
+/// The system call at which a tracee has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CallStop {
     /// Before the call.
@@ -132,28 +133,45 @@ pub(super) fn call_stop(pid: pid_t) -> io::Result<(CallStop, u32)> {
     Ok((stop, info.arch))
 }
 
+/// The time for which a change is polled before the wait for it: waking a thread takes longer than most calls of a program,
+/// above all on a virtual processor that has gone idle.
+const POLLED: Duration = Duration::from_micros(50);
+
 /// Waits for a change of any child or tracee of the calling thread; `None` once there are none left.
 pub(super) fn wait() -> io::Result<Option<(pid_t, Change)>> {
+    let begun = Instant::now();
     loop {
+        let polls = begun.elapsed() < POLLED;
         let mut status: c_int = 0;
+        let options = libc::__WALL | libc::__WNOTHREAD | if polls { libc::WNOHANG } else { 0 };
         // SAFETY: `status` is an int.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
-        if pid == -1 {
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::EINTR) => continue,
-                Some(libc::ECHILD) => return Ok(None),
-                _ => return Err(error),
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, options) };
+        match pid {
+            -1 => {
+                let error = io::Error::last_os_error();
+                match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::ECHILD) => return Ok(None),
+                    _ => return Err(error),
+                }
             }
+            // Whoever shares this processor, maybe the tracee, goes first.
+            0 => std::thread::yield_now(),
+            pid => return Ok(Some((pid, Change::of(status)))),
         }
-        let change = if libc::WIFEXITED(status) {
+    }
+}
+
+impl Change {
+    /// Returns what a status of waitpid tells.
+    fn of(status: c_int) -> Change {
+        if libc::WIFEXITED(status) {
             Change::Exited(libc::WEXITSTATUS(status))
         } else if libc::WIFSIGNALED(status) {
             Change::Killed(libc::WTERMSIG(status))
         } else {
             Change::Stopped { signal: libc::WSTOPSIG(status), event: status >> 16 }
-        };
-        return Ok(Some((pid, change)));
+        }
     }
 }
 

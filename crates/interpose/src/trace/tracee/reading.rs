@@ -40,7 +40,7 @@ pub(super) struct Pending {
     step: Step,
 }
 
-/// What is known of a call before its result.
+/// The part of a call that is known before its result.
 #[derive(Debug)]
 enum Step {
     /// A call on a file.
@@ -260,14 +260,12 @@ impl Context<'_> {
     fn identify(&mut self, fd: i32) -> Rc<Described> {
         let link = process::link(self.thread, fd);
         let file = self.table.identify(fd, &link);
-        if !file.is_unnamed() {
+        if !file.is_ambiguous() {
             return file;
         }
-        // A device whose descriptor came unseen, by a message or a fork of another program: maybe one that is known.
-        let devices = self.table.named_devices();
-        let same = devices
-            .into_iter()
-            .find(|(known, _)| ptrace::is_same_file(self.thread, *known, fd) == Some(true));
+        // A descriptor that came unseen, as a duplicate or by a message: maybe of a file that is known.
+        let same = |known: i32| ptrace::is_same_file(self.thread, known, fd) == Some(true);
+        let same = self.table.told(&link).into_iter().find(|(known, _)| same(*known));
         match same {
             Some((_, known)) => {
                 self.table.insert(fd, &link, Rc::clone(&known));
