@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "demo",
     "devices",
     "probe",
@@ -21,12 +21,13 @@ const COMMANDS: [&str; 17] = [
     "fsm",
     "inspect",
     "abi",
+    "trace",
     "completions",
     "man",
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 82] = [
+const WRONG: [(&[&str], &str, &str); 83] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -48,6 +49,7 @@ const WRONG: [(&[&str], &str, &str); 82] = [
     (&["reset"], "<TARGET>", "Usage: whimbrel reset"),
     (&["serve", "serial"], "--socket <PATH>", "Usage: whimbrel serve"),
     (&["abi"], "--check <HEADER>", "Usage: whimbrel abi"),
+    (&["trace", "--summary"], "<PROGRAM>...", "Usage: whimbrel trace"),
     (&["conform"], "<TARGET>", "Usage: whimbrel conform"),
     (&["conform", "vfio-user:a", "vfio-user:a"], "vfio-user:a is given twice", "each device once"),
     (&["conform", "program:"], "the command is missing", "program:'./driver --option'"),

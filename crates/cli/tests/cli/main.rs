@@ -30,6 +30,7 @@ mod support;
 mod takeover;
 mod takeover_builds;
 mod targets;
+mod trace;
 mod users;
 mod vfio_user;
 mod vfio_user_endings;

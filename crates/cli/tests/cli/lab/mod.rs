@@ -6,6 +6,7 @@
 mod conform;
 mod guest;
 pub(crate) mod machine;
+mod trace;
 
 use std::path::Path;
 
