@@ -5,8 +5,9 @@
 //! [`DeviceFile`] has the typed calls.
 
 use whimbrel_protocol::Errno;
+use whimbrel_protocol::info::Capability;
 use whimbrel_uapi::decode::File;
-use whimbrel_uapi::device::{DeviceInfo, IrqInfo, RegionInfo};
+use whimbrel_uapi::device::{DeviceInfo, IrqInfo, RegionInfo, RegionInfoFlags};
 use whimbrel_uapi::ioctl::{
     VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_GFX_DMABUF, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO,
     VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, VFIO_DEVICE_GET_REGION_INFO, VFIO_DEVICE_IOEVENTFD,
@@ -82,7 +83,11 @@ impl DeviceFile {
         if (asked.argsz as usize) < size_of::<RegionInfo>() {
             return Err(Errno::EINVAL);
         }
-        let region = self.region_info(asked.index)?;
+        let mut region = self.region_info(asked.index)?.offset(process.region_offset(asked.index));
+        if !process.can_map_regions() {
+            region.flags.remove(RegionInfoFlags::MMAP);
+            region.capabilities.retain(|capability| !matches!(capability, Capability::SparseMmap(_)));
+        }
         let mut answer = region.to_bytes(asked.index);
         if region.capabilities.is_empty() {
             // Without a chain the kernel leaves these two as the user gave them.

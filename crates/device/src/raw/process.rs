@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use whimbrel_memory::Memory;
+use whimbrel_memory::{Memory, RemoteMemory};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::core::data_file::DataFile;
+use crate::core::offsets::region_offset;
 use crate::iommu::container::Container;
 use crate::iommu::iommufd::Iommufd;
 use crate::iommu::user_memory::{Fault, UserMemory};
@@ -34,6 +36,33 @@ pub trait Process {
     fn shared_memory(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Memory>, Fault> {
         let _ = (size, rights);
         Err(Fault(vaddr))
+    }
+
+    /// Returns access to `size` bytes of memory from `vaddr` that [`Process::shared_memory`] does not have, such as
+    /// private memory, at the addresses of the process. `rights` is what devices may do. Devices keep it while it is
+    /// mapped.
+    ///
+    /// The default has no such memory.
+    fn remote_memory(
+        &self,
+        vaddr: u64,
+        size: u64,
+        rights: DmaMapFlags,
+    ) -> Result<Arc<dyn RemoteMemory>, Fault> {
+        let _ = (size, rights);
+        Err(Fault(vaddr))
+    }
+
+    /// Returns the offset of a region in the device file, as VFIO_DEVICE_GET_REGION_INFO tells it. The default is the
+    /// kernel's.
+    fn region_offset(&self, index: u32) -> u64 {
+        region_offset(index)
+    }
+
+    /// Returns whether the process can map regions of the device file. If it cannot, VFIO_DEVICE_GET_REGION_INFO offers
+    /// no mapping.
+    fn can_map_regions(&self) -> bool {
+        true
     }
 
     /// Returns the container behind a descriptor. EBADF if the descriptor is not open, EBADFD if it is another kind of
@@ -88,6 +117,10 @@ pub trait Process {
 impl<P: Process + ?Sized> UserMemory for P {
     fn pieces(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Memory>, Fault> {
         self.shared_memory(vaddr, size, rights)
+    }
+
+    fn remote(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Arc<dyn RemoteMemory>, Fault> {
+        self.remote_memory(vaddr, size, rights)
     }
 }
 

@@ -21,6 +21,7 @@ mod migration_region;
 mod mmap;
 mod open;
 mod pci_config;
+mod private_memory;
 mod process;
 mod raw;
 mod recorded;

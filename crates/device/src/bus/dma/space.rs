@@ -173,9 +173,21 @@ impl DmaSpace {
         rights: DmaMapFlags,
         memory: Arc<dyn RemoteMemory>,
     ) -> Result<(), Errno> {
+        self.map_remote_logged(iova, size, rights, memory, None)
+    }
+
+    /// Like [`DmaSpace::map_remote`], and marks writes through the mapping in `log` in addition to the device's log.
+    pub(crate) fn map_remote_logged(
+        &self,
+        iova: u64,
+        size: u64,
+        rights: DmaMapFlags,
+        memory: Arc<dyn RemoteMemory>,
+        log: Option<MappingLog>,
+    ) -> Result<(), Errno> {
         let last = last_of(iova, size)?;
         check_rights(rights)?;
-        self.insert(iova, last, Mapping { size, rights, backing: Backing::Remote(memory), log: None })
+        self.insert(iova, last, Mapping { size, rights, backing: Backing::Remote(memory), log })
     }
 
     fn insert(&self, iova: u64, last: u64, mapping: Mapping) -> Result<(), Errno> {

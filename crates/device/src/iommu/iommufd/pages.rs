@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::bus::dma::{DmaSpace, MappingLog};
+use crate::iommu::user_memory::UserPiece;
 
 /// Bytes of a page.
 pub(crate) const PAGE_SIZE: u64 = 4096;
@@ -28,7 +28,7 @@ pub(crate) struct Pages {
     pub(crate) start: u64,
     pub(crate) writable: bool,
     /// The memory of the pages, in order; EFAULT if the process has no such memory.
-    pub(crate) memory: Result<Vec<Memory>, Errno>,
+    pub(crate) memory: Result<Vec<UserPiece>, Errno>,
 }
 
 /// A mapping: a part of some pages, at an IOVA.
@@ -52,7 +52,7 @@ impl Area {
     }
 
     /// Returns the pieces of memory, each with its offset in the mapping. EFAULT without memory.
-    fn pieces(&self) -> Result<Vec<(u64, Memory)>, Errno> {
+    fn pieces(&self) -> Result<Vec<(u64, UserPiece)>, Errno> {
         let memory = self.pages.memory.as_ref().map_err(|errno| *errno)?;
         let end = self.from.checked_add(self.length()).ok_or(Errno::EFAULT)?;
         let mut pieces = Vec::new();
@@ -80,7 +80,7 @@ impl Area {
     pub(crate) fn give(&self, dma: &DmaSpace, log: Option<&MappingLog>) -> Result<(), Errno> {
         for (offset, memory) in self.pieces()? {
             let log = log.map(|log| log.after(offset));
-            if let Err(errno) = dma.map_logged(self.start + offset, self.rights, memory, log) {
+            if let Err(errno) = memory.map(dma, self.start + offset, self.rights, log) {
                 if offset > 0 {
                     unmap(dma, self.start, offset);
                 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use whimbrel_memory::DirtyLog;
 use whimbrel_uapi::type1::DmaMapFlags;
 
-use whimbrel_memory::Memory;
+use crate::iommu::user_memory::UserPiece;
 
 /// The mapping of one MAP_DMA.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Mapping {
     /// True if the address was invalidated without a new one since.
     pub(super) vaddr_invalid: bool,
     /// The memory, in order, without a gap.
-    pub(super) pieces: Vec<Memory>,
+    pub(super) pieces: Vec<UserPiece>,
     /// The log while the container tracks dirty pages; counts from the start of the mapping.
     pub(super) log: Option<Arc<DirtyLog>>,
 }
@@ -102,7 +102,7 @@ impl Mapping {
     }
 
     /// Returns each piece with its IOVA and its offset in the mapping.
-    pub(super) fn pieces(&self, start: u64) -> impl Iterator<Item = (u64, u64, &Memory)> {
+    pub(super) fn pieces(&self, start: u64) -> impl Iterator<Item = (u64, u64, &UserPiece)> {
         self.pieces.iter().scan(0, move |before, piece| {
             let offset = *before;
             *before += piece.size();

@@ -13,11 +13,10 @@ mod settings;
 
 use std::sync::Arc;
 
-use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 
-use super::user_memory::UserMemory;
+use super::user_memory::{UserMemory, UserPiece};
 use crate::bus::Bus;
 use crate::bus::dma::{DmaSpace, MappingLog};
 
@@ -188,8 +187,8 @@ impl Type1 {
         if self.iova_ranges().is_some_and(|ranges| !hardware::hold(&ranges, iova, last)) {
             return Err(Errno::EINVAL);
         }
-        let pieces = memory.pieces(vaddr, size, rights)?;
-        let writable = pieces.iter().all(Memory::is_writable);
+        let pieces = UserPiece::all(memory, vaddr, size, rights)?;
+        let writable = pieces.iter().all(UserPiece::is_writable);
         let bytes = pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.size()));
         if bytes != Some(size) || (rights.contains(DmaMapFlags::WRITE) && !writable) {
             return Err(Errno::EFAULT);
@@ -348,7 +347,7 @@ impl Drop for Type1 {
 fn map_in(space: &DmaSpace, start: u64, mapping: &Mapping) -> Result<(), Errno> {
     for (iova, offset, piece) in mapping.pieces(start) {
         let log = mapping.log.clone().map(|log| MappingLog { log, offset });
-        if let Err(error) = space.map_logged(iova, mapping.rights, piece.clone(), log) {
+        if let Err(error) = piece.clone().map(space, iova, mapping.rights, log) {
             for (iova, _, piece) in mapping.pieces(start).take_while(|(_, before, _)| *before < offset) {
                 unmap_piece(space, iova, piece.size());
             }

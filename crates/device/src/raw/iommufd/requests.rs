@@ -21,6 +21,7 @@ use crate::iommu::iommufd::ioas::{Ioas, Slice, last};
 use crate::iommu::iommufd::object::Objects;
 use crate::iommu::iommufd::pages::{PAGE_SIZE, Pages, Source};
 use crate::iommu::iommufd::spans::Spans;
+use crate::iommu::user_memory::UserPiece;
 
 pub(super) fn destroy(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
     let asked: Destroy = command.copy_in()?;
@@ -97,7 +98,8 @@ pub(super) fn ioas_map_file(objects: &mut Objects, command: &mut Command<'_>) ->
     let file = command.caller.memory_file(asked.fd)?;
     let (start, from, size) = whole_pages(asked.start, asked.length)?;
     let writable = rights.contains(DmaMapFlags::WRITE);
-    let memory = Memory::of_file(FileOffset::new(file, start), size, writable).map(|memory| vec![memory]);
+    let memory = Memory::of_file(FileOffset::new(file, start), size, writable);
+    let memory = memory.map(|memory| vec![UserPiece::Shared(memory)]);
     let pages = Arc::new(Pages { source: Source::File, start, writable, memory });
     let slice = Slice { pages, from, length: asked.length };
     asked.iova = ioas.map(vec![slice], asked.length, fixed(flags, asked.iova), rights)?;
@@ -207,7 +209,12 @@ pub(super) fn memory_of(
     address.checked_add(length).ok_or(Errno::EOVERFLOW)?;
     let (start, from, size) = whole_pages(address, length)?;
     let writable = rights.contains(DmaMapFlags::WRITE);
-    let memory = caller.memory(start, size, writable).and_then(|pieces| {
+    let shared = caller.memory(start, size, writable);
+    let memory = match shared {
+        Ok(pieces) => Ok(pieces.into_iter().map(UserPiece::Shared).collect::<Vec<_>>()),
+        Err(errno) => UserPiece::remote(caller, start, size, rights).map_err(|_| errno),
+    };
+    let memory = memory.and_then(|pieces| {
         let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.size()));
         let usable = total >= size && pieces.iter().all(|piece| piece.is_writable() || !writable);
         if usable { Ok(pieces) } else { Err(Errno::EFAULT) }
