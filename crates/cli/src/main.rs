@@ -21,6 +21,7 @@ mod remedy;
 mod reset;
 mod resolve;
 mod restore;
+mod run;
 mod save;
 mod send;
 mod serve;
@@ -101,6 +102,7 @@ enum Command {
     State(state::Arguments),
     Reset(reset::Arguments),
     Serve(serve::Arguments),
+    Run(run::Arguments),
     Conform(Box<conform::Arguments>),
     #[command(hide = true)]
     ConformCases(conform::CasesArguments),
@@ -140,6 +142,15 @@ fn main() -> ExitCode {
             }
         };
     }
+    if let Command::Run(arguments) = &command {
+        return match started {
+            Ok(()) => run::run(arguments, output),
+            Err(failure) => {
+                output.failure_beside(&failure);
+                ExitCode::from(125)
+            }
+        };
+    }
     let result = started.and_then(|()| match &command {
         Command::Demo(arguments) => demo::run(arguments, output),
         Command::DemoHost(arguments) => demo::run_host(arguments),
@@ -154,7 +165,7 @@ fn main() -> ExitCode {
         Command::Reset(arguments) => reset::run(arguments, output),
         Command::Serve(arguments) => serve::run(arguments, output),
         // Their exit status is a result.
-        Command::Conform(_) | Command::Trace(_) => Ok(()),
+        Command::Conform(_) | Command::Run(_) | Command::Trace(_) => Ok(()),
         Command::ConformCases(arguments) => conform::run_cases(arguments),
         Command::Fsm(arguments) => fsm::run(arguments, output),
         Command::FsmWalk(arguments) => fsm::run_walk(arguments),

@@ -1,7 +1,8 @@
 //! Stands between an unmodified VFIO program and its devices.
 //!
-//! [`trace`] shows the requests that a program makes, on any devices.
+//! [`run`] starts a program on devices of this process. [`trace`] shows the requests that a program makes, on any devices.
 
+pub mod run;
 pub mod trace;
 
 /// The README's example, compiled as a doctest.

@@ -1,0 +1,189 @@
+//! `whimbrel run`: runs an unmodified VFIO program on models.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus};
+use std::sync::Arc;
+
+use clap::Args;
+use parking_lot::Mutex;
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process, setrlimit, waitid,
+};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
+use whimbrel_interpose::run::{Address, Child, Command, RunError, Stopper};
+use whimbrel_models::Model;
+
+use crate::failure::Failure;
+use crate::output::{Output, note};
+use crate::target::parse_model;
+
+/// Run an unmodified VFIO program on models
+///
+/// The program finds the devices in sysfs and /dev like those of a host, and uses them by group and container, or by
+/// their own files and iommufd. Neither the kernel's VFIO nor any rights are needed. Its descendants are served too.
+///
+/// Regions cannot be mapped, and io_uring is refused (ENOSYS). The devices of the host are hidden from the program.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// A model (serial, accel or legacy, with settings as after `model:` in `whimbrel --help`), optionally with its PCI
+    /// address as `,name=0100:00:00.0`. Repeat it for several devices
+    #[arg(long = "device", value_name = "MODEL[,name=ADDRESS]", required = true, value_parser = parse_device)]
+    devices: Vec<Device>,
+    /// The program, and its arguments
+    #[arg(value_name = "PROGRAM", required = true, last = true)]
+    program: Vec<OsString>,
+}
+
+const AFTER_HELP: &str = "\
+The first device has the address 0100:00:00.0, the next 0100:00:01.0, and so on; the addresses are printed.
+
+The exit status is that of the program, and a signal that ends the program ends this too. 127: the program is missing,
+126: it cannot be executed, 125: anything else has failed.
+
+Examples:
+  whimbrel run --device serial -- whimbrel probe 0100:00:00.0
+  whimbrel run --device serial,name=0200:03:00.0 -- qemu-system-x86_64 -device vfio-pci,host=0200:03:00.0
+  whimbrel run --device 'accel?state=1GiB' --device serial -- ./my-vfio-test";
+
+/// A device on the command line.
+#[derive(Clone, Debug)]
+struct Device {
+    model: Model,
+    address: Option<Address>,
+}
+
+/// The signals that are passed on to the program.
+const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    let (model, address) = match text.rsplit_once(",name=") {
+        Some((model, address)) => {
+            (model, Some(address.parse().map_err(|error| format!("invalid name: {error}"))?))
+        }
+        None => (text, None),
+    };
+    let model = parse_model(model).map_err(|error| error.to_string())?;
+    Ok(Device { model, address })
+}
+
+/// Runs the command. A program that has run decides the exit status.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
+    match start(arguments) {
+        Ok(child) => match supervise(child) {
+            Ok(status) => end_like(status),
+            Err(failure) => fail(output, &failure, 125),
+        },
+        Err((failure, status)) => fail(output, &failure, status),
+    }
+}
+
+fn fail(output: Output, failure: &Failure, status: u8) -> ExitCode {
+    // stdout is the program's.
+    output.failure_beside(failure);
+    ExitCode::from(status)
+}
+
+fn start(arguments: &Arguments) -> Result<Child, (Failure, u8)> {
+    let failed = |error: &RunError| (Failure::from_error(error).hint_if(error.advice()), error.status());
+    // It is required on the command line.
+    let (program, rest) =
+        arguments.program.split_first().ok_or((Failure::new("no program is given"), 125))?;
+    let mut command = Command::new(program);
+    command.args(rest);
+    for Device { model, address } in &arguments.devices {
+        let address = address.map_or_else(|| command.free_address(), Ok).map_err(|error| failed(&error))?;
+        let device = model
+            .open(address.to_string())
+            .map_err(|error| (Failure::new(format!("'{model}' cannot be opened: {error}")), 125))?;
+        command.device(device).map_err(|error| failed(&error))?;
+    }
+    for (files, Device { model, .. }) in command.devices().iter().zip(&arguments.devices) {
+        let (group, cdev) = (files.group.display(), files.cdev.display());
+        note(format_args!("{model} at {}: {group}, {cdev}", files.address));
+    }
+    command.spawn().map_err(|error| failed(&error))
+}
+
+/// Waits for the program, and passes signals on to it meanwhile. What it has started is served as long as it has a device
+/// open; a signal ends that.
+fn supervise(mut child: Child) -> Result<ExitStatus, Failure> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| Failure::new("the program's process has no number"))?;
+    let running = Arc::new(Mutex::new(Some(pid)));
+    pass_on_signals(running.clone(), child.stopper())
+        .map_err(|error| Failure::from_io("cannot catch signals", &error))?;
+    // Its number is free for other processes only once it is waited for.
+    while let Err(rustix::io::Errno::INTR) =
+        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+    {}
+    *running.lock() = None;
+    let status = child.wait().map_err(|error| Failure::from_io("cannot wait for the program", &error))?;
+    child.wait_until_unused();
+    Ok(status)
+}
+
+/// Passes on the signals that processes send. Those of the terminal reach the program by themselves.
+fn pass_on_signals(running: Arc<Mutex<Option<Pid>>>, stopper: Stopper) -> std::io::Result<()> {
+    let mut incoming =
+        SignalsInfo::<WithRawSiginfo>::new(PASSED_ON.iter().filter(|signal| !is_ignored(**signal)))?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for info in incoming.forever() {
+            let running = running.lock();
+            match (*running, Signal::from_named_raw(info.si_signo)) {
+                // Sent by a process.
+                (Some(pid), Some(signal)) if info.si_code <= 0 => {
+                    // It may be another user's by now.
+                    let _ = kill_process(pid, signal);
+                }
+                (Some(_), _) => {}
+                (None, _) => stopper.stop(),
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Returns whether a signal was ignored when this process began, as under nohup(1): so the program must ignore it too.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
+/// Ends this process as the program has ended.
+fn end_like(status: ExitStatus) -> ExitCode {
+    if let Some(signal) = status.signal() {
+        // The core dump, if any, is the program's.
+        let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+        // A signal that cannot be raised: what a shell returns for it.
+        return ExitCode::from((128 + signal) as u8);
+    }
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(125))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_device_is_told_from_a_comma_in_its_settings() {
+        let device = parse_device("accel?features=stop-copy,p2p,name=0200:03:00.0").unwrap();
+        assert_eq!(device.address.unwrap().to_string(), "0200:03:00.0");
+        assert!(device.model.to_string().contains("stop-copy,p2p"));
+        assert!(parse_device("accel?features=stop-copy,p2p").unwrap().address.is_none());
+    }
+
+    #[test]
+    fn a_name_that_is_no_address_is_refused() {
+        assert_eq!(
+            parse_device("serial,name=first").unwrap_err(),
+            "invalid name: expected the address of a PCI function, such as 0100:00:00.0"
+        );
+    }
+}

@@ -1,0 +1,156 @@
+//! What keeps a program from being started on models, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use whimbrel_device::Errno;
+
+use super::device::{Address, AddressError};
+
+/// An error of starting a program.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The program is missing.
+    #[error("cannot find {}", program.display())]
+    NotFound {
+        /// The program as it was named.
+        program: PathBuf,
+    },
+    /// The program cannot be executed.
+    #[error("cannot execute {}: {errno}", program.display())]
+    NotExecutable {
+        /// The program as it was named.
+        program: PathBuf,
+        /// The errno of its execution.
+        errno: Errno,
+    },
+    /// The program runs with the rights of another user or group.
+    #[error("cannot run {}: it gains the rights of another user or group when it starts", program.display())]
+    GainsRights {
+        /// The program's file.
+        program: PathBuf,
+    },
+    /// The program's file can be executed, but not read, which hides its memory from other processes.
+    #[error("cannot run {}: its file is not readable, so that its memory cannot be accessed", program.display())]
+    NotReadable {
+        /// The program's file.
+        program: PathBuf,
+    },
+    /// The program is of another architecture.
+    #[error("cannot run {}: it is not a 64-bit program of this architecture", program.display())]
+    Architecture {
+        /// The program's file.
+        program: PathBuf,
+    },
+    /// The device's name is not an address.
+    #[error("invalid device name '{0}': {AddressError}")]
+    Name(String),
+    /// The device's address is that of another device.
+    #[error("device address {0} is in use")]
+    AddressInUse(Address),
+    /// The device has no configuration space of a PCI device.
+    #[error("cannot read the configuration space of device {address}: {errno}")]
+    ConfigSpace {
+        /// The device's address.
+        address: Address,
+        /// The errno of the access.
+        errno: Errno,
+    },
+    /// A step of the program's process failed.
+    #[error("cannot {stage}: {errno}")]
+    Start {
+        /// The step.
+        stage: Stage,
+        /// The errno of the step; EPERM may have several reasons.
+        errno: Errno,
+        /// The layout's step that failed, for a bug report.
+        step: Option<String>,
+    },
+    /// The program's process cannot be accessed.
+    #[error("cannot access the memory of a process that this one starts: {0}")]
+    NoAccess(Errno),
+    /// A file, thread or process cannot be created here.
+    #[error("cannot prepare the program: {0}")]
+    System(Errno),
+}
+
+/// A step of the set-up in the program's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Stage {
+    /// A user namespace, needed without the right to mount.
+    #[error("create a user namespace")]
+    UserNamespace,
+    /// The map of users in it.
+    #[error("map the user into a new user namespace")]
+    IdMaps,
+    /// A mount namespace.
+    #[error("create a mount namespace")]
+    MountNamespace,
+    /// The step of this number of the files laid into it.
+    #[error("lay the devices' files into /sys and /dev")]
+    Layout(u32),
+    /// The filter of system calls.
+    #[error("install a seccomp filter with a listener")]
+    Filter,
+    /// The listener's way to this process.
+    #[error("hand over the seccomp listener")]
+    Listener,
+}
+
+impl RunError {
+    /// Returns what the reader can do about it.
+    pub fn advice(&self) -> Option<&'static str> {
+        Some(match self {
+            RunError::GainsRights { .. } => {
+                "run a copy of it without the set-user-ID bit, or run this as root"
+            }
+            RunError::NotReadable { .. } => "make the file readable (chmod a+r), or run this as root",
+            RunError::Architecture { .. } => "use a build of the program for x86-64",
+            RunError::AddressInUse(_) => "choose another address, or none",
+            RunError::Start { stage: Stage::UserNamespace | Stage::IdMaps, .. } => {
+                "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, \
+                 kernel.apparmor_restrict_unprivileged_userns), or run this as root"
+            }
+            RunError::Start { stage: Stage::MountNamespace, .. } => {
+                "a container or a sandbox forbids it: allow mount namespaces there"
+            }
+            RunError::Start { stage: Stage::Layout(_), .. } => {
+                "overlayfs in a user namespace needs Linux 5.11; a container may forbid mounts"
+            }
+            RunError::Start { stage: Stage::Filter, errno, .. } if *errno == Errno::EBUSY => {
+                "a program above this one (a container engine, another `whimbrel run`) has a seccomp listener, and the \
+                 kernel allows one: start this outside of it"
+            }
+            RunError::Start { stage: Stage::Filter, .. } => "this needs Linux 5.14 with seccomp filters",
+            RunError::NoAccess(_) => {
+                "allow it (sysctl kernel.yama.ptrace_scope=1; in a container the capability SYS_PTRACE), or run this as \
+                 root"
+            }
+            _ => return None,
+        })
+    }
+
+    /// Returns the exit status that a shell and `env` have for such an error of a command: 127 for a program that does not
+    /// exist, 126 for one that cannot be executed, 125 for everything else.
+    pub fn status(&self) -> u8 {
+        match self {
+            RunError::NotFound { .. } => 127,
+            RunError::NotExecutable { .. } => 126,
+            _ => 125,
+        }
+    }
+}
+
+impl From<io::Error> for RunError {
+    fn from(error: io::Error) -> RunError {
+        RunError::System(Errno::from_io_error(&error).unwrap_or(Errno::EIO))
+    }
+}
+
+impl From<rustix::io::Errno> for RunError {
+    fn from(errno: rustix::io::Errno) -> RunError {
+        RunError::System(errno.into())
+    }
+}

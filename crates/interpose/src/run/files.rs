@@ -1,0 +1,329 @@
+//! The program's open VFIO files, and how each of its descriptors is recognized.
+//!
+//! The program opens plain files that were laid into its `/dev`. At the first request on one of them the descriptor is
+//! replaced in place by a memory file that no other open file shares ([`Identity`]): so it is recognized across dup,
+//! fork, exec and SCM_RIGHTS. Descriptors that were duplicated before that are still the plain file; each is replaced at
+//! its own first request, and keeps the open file that it was a duplicate of (kcmp(2)).
+//!
+//! The last close of a memory file is reported by inotify, in order with the program's later requests: a request that
+//! opens something reads these reports first.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::{AtFlags, MemfdFlags, Stat, fstat, major, memfd_create, minor, statat};
+use whimbrel_device::iommufd::{Iommu, Iommufd};
+use whimbrel_device::{
+    Cdev, Container, ContainerSettings, DataFile, DeviceFile, Errno, Group, GroupFile, OpenDevice,
+};
+use whimbrel_protocol::session::Direction;
+
+use super::task::{FileId, Task};
+
+/// Open files that a program may have at a time.
+const MAX_FILES: usize = 4096;
+
+/// An open file of VFIO.
+#[derive(Debug)]
+pub(super) enum Object {
+    Group(GroupFile),
+    Container(Container),
+    Iommufd(Iommufd),
+    /// A device opened through its group.
+    Device(OpenDevice),
+    Cdev(Cdev),
+    Data(DataFile),
+}
+
+/// An open file, and the plain file that the program opened for it, if it did.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) object: Object,
+    origin: Option<OwnedFd>,
+}
+
+/// A memory file that stands for an open file in the program.
+#[derive(Debug)]
+struct Identity {
+    open: Arc<OpenFile>,
+    watch: i32,
+    /// Keeps the inode's number from being used again.
+    _file: File,
+}
+
+/// A device, and the files by which it can be opened.
+#[derive(Clone, Debug)]
+pub(super) struct Served {
+    pub(super) device: DeviceFile,
+    pub(super) group: Group,
+    pub(super) group_number: u32,
+    pub(super) iommu: Iommu,
+    pub(super) number: u32,
+}
+
+/// A plain file laid into `/dev`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    Group(usize),
+    Container,
+    Iommufd,
+    Cdev(usize),
+}
+
+/// What a descriptor of the program is.
+#[derive(Debug)]
+pub(super) enum Found {
+    Open(Arc<OpenFile>),
+    /// Open, and of no concern here.
+    Other,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    identities: HashMap<FileId, Identity>,
+    by_watch: HashMap<i32, FileId>,
+    /// Those opened by plain files.
+    opened: Vec<(Node, Weak<OpenFile>)>,
+}
+
+/// All open files of a program and its descendants.
+#[derive(Debug)]
+pub(super) struct Files {
+    devices: Vec<Served>,
+    /// The plain files, without the cdevs.
+    nodes: HashMap<FileId, Node>,
+    /// Kept, so that no later file has their inodes.
+    _dev: OwnedFd,
+    table: Mutex<Table>,
+    inotify: OwnedFd,
+    /// Held while reports are read, and their files closed: a request that opens a file waits for that.
+    closes: Mutex<()>,
+    emptied: Condvar,
+}
+
+impl OpenFile {
+    /// Returns the device behind it, for accesses to regions.
+    pub(super) fn device(&self) -> Result<&DeviceFile, Errno> {
+        match &self.object {
+            Object::Device(device) => Ok(device),
+            Object::Cdev(cdev) => cdev.device(),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The name of its memory file, as it appears in `/proc/PID/fd`.
+    fn name(&self) -> &'static str {
+        match &self.object {
+            Object::Group(_) => "vfio-group",
+            Object::Container(_) => "vfio-container",
+            Object::Iommufd(_) => "iommufd",
+            Object::Device(_) | Object::Cdev(_) => "vfio-device",
+            Object::Data(_) => "vfio-migration",
+        }
+    }
+
+    /// Returns whether the program may read and write its memory file. A data file is opened the other way round: an
+    /// access that is not caught, through a duplicate of a low number, fails instead of finding no data.
+    fn rights(&self) -> (bool, bool) {
+        match &self.object {
+            Object::Data(data) => match data.direction() {
+                Direction::Saving => (false, true),
+                Direction::Resuming => (true, false),
+            },
+            _ => (true, true),
+        }
+    }
+}
+
+impl Files {
+    /// Returns the files of a program whose `/dev` is `dev`.
+    pub(super) fn new(devices: Vec<Served>, dev: OwnedFd) -> Result<Files, rustix::io::Errno> {
+        let id = |path: &str| statat(&dev, path, AtFlags::empty()).map(|stat| FileId::of(&stat));
+        let mut nodes = HashMap::from([(id("vfio/vfio")?, Node::Container), (id("iommu")?, Node::Iommufd)]);
+        for (index, served) in devices.iter().enumerate() {
+            nodes.insert(id(&format!("vfio/{}", served.group_number))?, Node::Group(index));
+        }
+        Ok(Files {
+            devices,
+            nodes,
+            _dev: dev,
+            table: Mutex::default(),
+            inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
+            closes: Mutex::default(),
+            emptied: Condvar::new(),
+        })
+    }
+
+    /// Returns the open file behind a descriptor, if it is known: not before the first request on it.
+    pub(super) fn known(&self, stat: &Stat) -> Option<Arc<OpenFile>> {
+        let table = self.table.lock();
+        table.identities.get(&FileId::of(stat)).map(|identity| identity.open.clone())
+    }
+
+    /// Returns what is behind a descriptor. At the first request on a plain file it is opened here: EBUSY for a group that
+    /// is open.
+    pub(super) fn find(&self, task: &Task<'_>, fd: i32) -> Result<Found, Errno> {
+        let stat = task.stat(fd)?;
+        if let Some(open) = self.known(&stat) {
+            return Ok(Found::Open(open));
+        }
+        let Some(node) = self.node(task, fd, &stat) else { return Ok(Found::Other) };
+        self.read_closes();
+        let origin = task.duplicate(fd)?;
+        if FileId::of(&fstat(&origin)?) != FileId::of(&stat) {
+            return Err(Errno::EBADF);
+        }
+        let open = self.open(task, fd, node, origin)?;
+        let file = self.identify(&open)?;
+        task.install_at(fd, &file, task.is_closed_at_exec(fd))?;
+        Ok(Found::Open(open))
+    }
+
+    /// Returns whether a descriptor is a file of VFIO served here, opened or not.
+    pub(super) fn is_ours(&self, task: &Task<'_>, fd: i32) -> bool {
+        task.stat(fd).is_ok_and(|stat| self.known(&stat).is_some() || self.node(task, fd, &stat).is_some())
+    }
+
+    /// Returns a new memory file for an open file, to be installed in the program.
+    pub(super) fn add(&self, object: Object) -> Result<File, Errno> {
+        self.identify(&Arc::new(OpenFile { object, origin: None }))
+    }
+
+    /// Forgets a memory file that the program has not seen.
+    pub(super) fn forget(&self, stat: &Stat) {
+        let removed = self.remove(FileId::of(stat));
+        drop(removed);
+    }
+
+    /// Reads the reports of closed files, and closes their objects.
+    pub(super) fn read_closes(&self) {
+        let _turn = self.closes.lock();
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reports = inotify::Reader::new(self.inotify.as_fd(), &mut buffer);
+        let mut closed = Vec::new();
+        loop {
+            match reports.next() {
+                Ok(report)
+                    if report.events().intersects(ReadFlags::CLOSE_WRITE | ReadFlags::CLOSE_NOWRITE) =>
+                {
+                    let id = self.table.lock().by_watch.get(&report.wd()).copied();
+                    closed.extend(id.and_then(|id| self.remove(id)));
+                }
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        // Devices are reset here, which may take a moment; the table is not locked.
+        drop(closed);
+        if self.is_empty() {
+            self.emptied.notify_all();
+        }
+    }
+
+    /// Returns whether the program has no file open.
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.lock().identities.is_empty()
+    }
+
+    /// Waits until the program has no file open, or until `is_over`, which is asked again after [`Files::wake`].
+    pub(super) fn wait_until_empty(&self, is_over: impl Fn() -> bool) {
+        let mut table = self.table.lock();
+        while !table.identities.is_empty() && !is_over() {
+            self.emptied.wait(&mut table);
+        }
+    }
+
+    /// Makes whoever waits look again.
+    pub(super) fn wake(&self) {
+        let _table = self.table.lock();
+        self.emptied.notify_all();
+    }
+
+    /// Closes everything.
+    pub(super) fn close_all(&self) {
+        let _turn = self.closes.lock();
+        let table = std::mem::take(&mut *self.table.lock());
+        drop(table);
+        self.wake();
+    }
+
+    /// The descriptor that becomes readable when a file is closed.
+    pub(super) fn closes(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+
+    /// Returns the plain file behind a descriptor.
+    fn node(&self, task: &Task<'_>, fd: i32, stat: &Stat) -> Option<Node> {
+        if let Some(node) = self.nodes.get(&FileId::of(stat)) {
+            return Some(*node);
+        }
+        // The file of a device is a bind mount of /dev/full, which only its path tells from others.
+        let is_stand_in = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+            && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 7);
+        let path = is_stand_in.then(|| task.link(fd).ok())??;
+        let number = path.strip_prefix(b"/dev/vfio/devices/vfio")?;
+        let number: u32 = std::str::from_utf8(number).ok()?.parse().ok()?;
+        self.devices.iter().position(|served| served.number == number).map(Node::Cdev)
+    }
+
+    /// Opens a plain file, or finds what it was opened as already through a duplicate.
+    fn open(&self, task: &Task<'_>, fd: i32, node: Node, origin: OwnedFd) -> Result<Arc<OpenFile>, Errno> {
+        let mut table = self.table.lock();
+        table.opened.retain(|(_, open)| open.strong_count() > 0);
+        let known = table.opened.iter().filter(|(other, _)| *other == node).find_map(|(_, open)| {
+            let open = open.upgrade()?;
+            let is_it = open.origin.as_ref().is_some_and(|origin| task.has_open(fd, origin.as_fd()));
+            is_it.then_some(open)
+        });
+        if let Some(open) = known {
+            return Ok(open);
+        }
+        let object = match node {
+            Node::Group(index) => Object::Group(self.devices[index].group.open()?),
+            Node::Container => Object::Container(Container::new(ContainerSettings::default())),
+            Node::Iommufd => Object::Iommufd(Iommufd::new()),
+            Node::Cdev(index) => {
+                let served = &self.devices[index];
+                Object::Cdev(Cdev::new(served.device.clone(), served.iommu.clone()))
+            }
+        };
+        let open = Arc::new(OpenFile { object, origin: Some(origin) });
+        table.opened.push((node, Arc::downgrade(&open)));
+        Ok(open)
+    }
+
+    /// Makes a memory file that stands for an open file, and returns it as the program is to have it.
+    fn identify(&self, open: &Arc<OpenFile>) -> Result<File, Errno> {
+        let file = File::from(memfd_create(open.name(), MemfdFlags::CLOEXEC)?);
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let (read, write) = open.rights();
+        let given = OpenOptions::new().read(read).write(write).custom_flags(libc::O_CLOEXEC).open(&path);
+        let given = given.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))?;
+        let id = FileId::of(&fstat(&file)?);
+        let mut table = self.table.lock();
+        if table.identities.len() >= MAX_FILES {
+            return Err(Errno::EMFILE);
+        }
+        let watch =
+            inotify::add_watch(&self.inotify, &path, WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE)?;
+        table.by_watch.insert(watch, id);
+        table.identities.insert(id, Identity { open: open.clone(), watch, _file: file });
+        Ok(given)
+    }
+
+    fn remove(&self, id: FileId) -> Option<Identity> {
+        let mut table = self.table.lock();
+        let identity = table.identities.remove(&id)?;
+        table.by_watch.remove(&identity.watch);
+        // Gone with the inode, if not now.
+        let _ = inotify::remove_watch(&self.inotify, identity.watch);
+        Some(identity)
+    }
+}

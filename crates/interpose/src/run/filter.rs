@@ -1,0 +1,253 @@
+//! The seccomp filter of the program: which of its system calls are answered here.
+//!
+//! Everything else runs untouched, at the cost of a few steps of the filter: see `docs/performance.md`.
+
+use libc::{
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_RSH, BPF_W,
+    SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, sock_filter,
+};
+
+/// The offset in a device's file from which on regions lie: no other file has bytes there.
+pub(super) const REGIONS: u64 = 1 << 62;
+
+/// The type byte of VFIO's and iommufd's requests (`VFIO_TYPE`, `IOMMUFD_TYPE`).
+const VFIO_TYPE: u32 = 0x3b;
+
+/// `KVM_SET_DEVICE_ATTR`, by which a VMM tells KVM of its VFIO files.
+pub(super) const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
+
+/// `AUDIT_ARCH_X86_64`.
+const ARCH: u32 = 0xc000_003e;
+
+/// Offsets in `struct seccomp_data`; of an argument the lower half, then the upper half.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const fn argument(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+/// Where a jump leads.
+#[derive(Clone, Copy)]
+enum To {
+    /// The next step.
+    Next,
+    Allow,
+    Notify,
+    /// The first step of a block.
+    Block(Block),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Block {
+    Ioctl,
+    File,
+    FileHighEnough,
+    Offset,
+    OtherCalls,
+}
+
+enum Line {
+    Load(u32),
+    Shift(u32),
+    Mask(u32),
+    /// Jump code, constant, and where it leads if true and if false.
+    Jump(u32, u32, To, To),
+    Begin(Block),
+    Return(u32),
+}
+
+/// Returns the filter of a program whose data files have numbers from `first_data_file` on.
+pub(super) fn filter(first_data_file: u32) -> Vec<sock_filter> {
+    use Line::{Begin, Jump, Load, Mask, Return, Shift};
+    use To::{Allow, Next, Notify};
+    let equal = |number: libc::c_long, to| Jump(BPF_JEQ, number as u32, to, Next);
+    let file = To::Block(Block::File);
+    let offset = To::Block(Block::Offset);
+    assemble(&[
+        Load(ARCHITECTURE),
+        Jump(BPF_JEQ, ARCH, Next, Allow),
+        Load(NUMBER),
+        // Most of the calls that matter have the lowest numbers; of all others a few.
+        Jump(BPF_JGT, libc::SYS_writev as u32, To::Block(Block::OtherCalls), Next),
+        equal(libc::SYS_ioctl, To::Block(Block::Ioctl)),
+        equal(libc::SYS_read, file),
+        equal(libc::SYS_write, file),
+        equal(libc::SYS_pread64, offset),
+        equal(libc::SYS_pwrite64, offset),
+        equal(libc::SYS_readv, file),
+        equal(libc::SYS_writev, file),
+        Jump(BPF_JEQ, libc::SYS_lseek as u32, file, Allow),
+        Begin(Block::OtherCalls),
+        Jump(BPF_JGE, libc::SYS_preadv as u32, Next, Allow),
+        equal(libc::SYS_preadv, offset),
+        equal(libc::SYS_pwritev, offset),
+        equal(libc::SYS_preadv2, offset),
+        equal(libc::SYS_pwritev2, offset),
+        Jump(BPF_JEQ, libc::SYS_io_uring_setup as u32, Notify, Allow),
+        Begin(Block::Ioctl),
+        Load(argument(1)),
+        Jump(BPF_JEQ, KVM_SET_DEVICE_ATTR, Notify, Next),
+        Shift(8),
+        Mask(0xff),
+        Jump(BPF_JEQ, VFIO_TYPE, Notify, Allow),
+        // A number from the first data file on that is no negative one.
+        Begin(Block::File),
+        Load(argument(0)),
+        Jump(BPF_JGE, first_data_file, To::Block(Block::FileHighEnough), Allow),
+        Begin(Block::FileHighEnough),
+        Jump(BPF_JGT, i32::MAX as u32, Allow, Notify),
+        Begin(Block::Offset),
+        Load(argument(3) + 4),
+        Jump(BPF_JGE, (REGIONS >> 32) as u32, Next, Allow),
+        Jump(BPF_JGT, i32::MAX as u32, Allow, Notify),
+        Return(SECCOMP_RET_ALLOW),
+        Return(SECCOMP_RET_USER_NOTIF),
+    ])
+}
+
+/// Turns lines into steps: a jump leads as many steps further as there are in between.
+fn assemble(lines: &[Line]) -> Vec<sock_filter> {
+    let steps_before =
+        |end: usize| lines[..end].iter().filter(|line| !matches!(line, Line::Begin(_))).count();
+    let count = steps_before(lines.len());
+    let place = |to: To, next: usize| match to {
+        To::Next => next,
+        To::Allow => count - 2,
+        To::Notify => count - 1,
+        To::Block(block) => {
+            let line = lines.iter().position(|line| matches!(line, Line::Begin(begun) if *begun == block));
+            steps_before(line.unwrap_or(lines.len()))
+        }
+    };
+    let statement = |code: u32, k: u32| sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut steps = Vec::with_capacity(count);
+    for line in lines {
+        let next = steps.len() + 1;
+        let step = match line {
+            Line::Begin(_) => continue,
+            Line::Load(offset) => statement(BPF_LD | BPF_W | BPF_ABS, *offset),
+            Line::Shift(bits) => statement(BPF_ALU | BPF_RSH | BPF_K, *bits),
+            Line::Mask(mask) => statement(BPF_ALU | BPF_AND | BPF_K, *mask),
+            Line::Return(action) => statement(BPF_RET | BPF_K, *action),
+            Line::Jump(code, k, if_true, if_false) => sock_filter {
+                code: (BPF_JMP | code | BPF_K) as u16,
+                jt: (place(*if_true, next) - next) as u8,
+                jf: (place(*if_false, next) - next) as u8,
+                k: *k,
+            },
+        };
+        steps.push(step);
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: u32 = 960;
+
+    /// A system call as a filter sees it.
+    fn call(number: libc::c_long, arguments: [u64; 4]) -> [u8; 64] {
+        let mut data = [0; 64];
+        data[..4].copy_from_slice(&(number as u32).to_ne_bytes());
+        data[4..8].copy_from_slice(&ARCH.to_ne_bytes());
+        for (index, argument) in arguments.iter().enumerate() {
+            data[16 + 8 * index..24 + 8 * index].copy_from_slice(&argument.to_ne_bytes());
+        }
+        data
+    }
+
+    /// Runs the filter as the kernel does; returns its action and the number of steps.
+    fn run(data: [u8; 64]) -> (u32, usize) {
+        let steps = filter(FIRST);
+        let (mut at, mut accumulator, mut taken) = (0, 0u32, 0);
+        loop {
+            let step = &steps[at];
+            (at, taken) = (at + 1, taken + 1);
+            let code = u32::from(step.code);
+            match code & 7 {
+                libc::BPF_LD => {
+                    let from = step.k as usize;
+                    accumulator = u32::from_ne_bytes(data[from..from + 4].try_into().unwrap());
+                }
+                libc::BPF_ALU if code & 0xf0 == BPF_RSH => accumulator >>= step.k,
+                libc::BPF_ALU => accumulator &= step.k,
+                libc::BPF_JMP => {
+                    let holds = match code & 0xf0 {
+                        BPF_JEQ => accumulator == step.k,
+                        BPF_JGE => accumulator >= step.k,
+                        _ => accumulator > step.k,
+                    };
+                    at += usize::from(if holds { step.jt } else { step.jf });
+                }
+                _ => return (step.k, taken),
+            }
+        }
+    }
+
+    fn is_ours(number: libc::c_long, arguments: [u64; 4]) -> bool {
+        run(call(number, arguments)).0 == SECCOMP_RET_USER_NOTIF
+    }
+
+    #[test]
+    fn requests_of_vfio_and_iommufd_are_ours_and_those_of_others_are_not() {
+        assert!(is_ours(libc::SYS_ioctl, [3, 0x3b64, 0, 0]));
+        assert!(is_ours(libc::SYS_ioctl, [3, 0x3b80, 0, 0]));
+        assert!(is_ours(libc::SYS_ioctl, [3, KVM_SET_DEVICE_ATTR.into(), 0, 0]));
+        assert!(!is_ours(libc::SYS_ioctl, [3, 0x5401, 0, 0]));
+        assert!(!is_ours(libc::SYS_ioctl, [3, 0x3b, 0, 0]), "the number is no type");
+    }
+
+    #[test]
+    fn accesses_at_the_offsets_of_regions_are_ours() {
+        for number in [
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
+            libc::SYS_preadv,
+            libc::SYS_pwritev,
+            libc::SYS_preadv2,
+            libc::SYS_pwritev2,
+        ] {
+            assert!(is_ours(number, [3, 0, 4, REGIONS]));
+            assert!(is_ours(number, [3, 0, 4, REGIONS + (8 << 40) + 0x30]));
+            assert!(!is_ours(number, [3, 0, 4, REGIONS - 1]));
+            assert!(!is_ours(number, [3, 0, 4, 0]));
+            assert!(!is_ours(number, [3, 0, 4, u64::MAX]), "a negative offset");
+        }
+    }
+
+    #[test]
+    fn streams_of_high_numbers_are_ours() {
+        for number in [libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_lseek] {
+            assert!(is_ours(number, [FIRST.into(), 0, 0, 0]));
+            assert!(!is_ours(number, [u64::from(FIRST) - 1, 0, 0, 0]));
+            assert!(!is_ours(number, [u64::from(u32::MAX), 0, 0, 0]), "descriptor -1");
+        }
+    }
+
+    #[test]
+    fn a_ring_that_would_pass_by_the_filter_is_ours() {
+        assert!(is_ours(libc::SYS_io_uring_setup, [8, 0, 0, 0]));
+    }
+
+    #[test]
+    fn no_other_call_is_ours_whatever_its_arguments() {
+        let arguments = [u64::from(FIRST), 0x3b64, REGIONS, REGIONS];
+        let ours = (0..600).filter(|number| is_ours(*number, arguments)).count();
+        assert_eq!(ours, 13);
+    }
+
+    #[test]
+    fn calls_of_another_architecture_are_not_ours() {
+        let mut data = call(libc::SYS_ioctl, [3, 0x3b64, 0, 0]);
+        data[4..8].copy_from_slice(&0x4000_0003u32.to_ne_bytes());
+        assert_eq!(run(data).0, SECCOMP_RET_ALLOW);
+    }
+
+    #[test]
+    fn a_call_that_is_not_ours_takes_few_steps() {
+        assert!(run(call(libc::SYS_getppid, [0; 4])).1 <= 6);
+        assert!(run(call(libc::SYS_read, [3, 0, 4096, 0])).1 <= 10);
+    }
+}

@@ -1,0 +1,105 @@
+//! The program's namespaces: made in the program's process before it begins, by the steps of [`layout`](super::layout).
+//!
+//! Everything here runs between fork and exec, in a copy of a process that may have had other threads: it allocates
+//! nothing and takes no lock.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, symlinkat};
+use rustix::io::{Errno, write};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
+};
+
+use super::error::Stage;
+use super::layout::Step;
+use super::system::unshare;
+
+/// What a new user namespace maps: each ID to itself, so that nothing looks different from within.
+#[derive(Debug)]
+pub(super) struct IdMaps {
+    uid_map: Vec<u8>,
+    gid_map: Vec<u8>,
+}
+
+impl IdMaps {
+    /// Returns the maps of this process.
+    pub(super) fn of_this_process() -> IdMaps {
+        let uid = rustix::process::geteuid().as_raw();
+        let gid = rustix::process::getegid().as_raw();
+        IdMaps {
+            uid_map: format!("{uid} {uid} 1\n").into_bytes(),
+            gid_map: format!("{gid} {gid} 1\n").into_bytes(),
+        }
+    }
+}
+
+/// Moves this process to a mount namespace of its own; without the right to do so, to a user namespace first.
+pub(super) fn enter(maps: &IdMaps) -> Result<(), (Stage, Errno)> {
+    match unshare(libc::CLONE_NEWNS) {
+        Ok(()) => {}
+        Err(Errno::PERM) => {
+            unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+                .map_err(|errno| (Stage::UserNamespace, errno))?;
+            map_ids(maps).map_err(|errno| (Stage::IdMaps, errno))?;
+        }
+        Err(errno) => return Err((Stage::MountNamespace, errno)),
+    }
+    // The host's later mounts are seen here, and ours are not seen there.
+    let change = mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC);
+    change.map_err(|errno| (Stage::MountNamespace, errno))
+}
+
+/// Makes all steps. The error names the step by its number.
+pub(super) fn lay(steps: &[Step]) -> Result<(), (Stage, Errno)> {
+    for (number, step) in steps.iter().enumerate() {
+        make(step).map_err(|errno| (Stage::Layout(number as u32), errno))?;
+    }
+    Ok(())
+}
+
+fn make(step: &Step) -> Result<(), Errno> {
+    let both = MountFlags::NOSUID | MountFlags::NODEV;
+    match step {
+        Step::Tmpfs(path) => mount(c"whimbrel", path.as_c_str(), c"tmpfs", both, Some(c"mode=755")),
+        Step::Folder(path) => mkdirat(CWD, path.as_c_str(), Mode::from_raw_mode(0o755)),
+        Step::File(path, bytes) => create(path, bytes),
+        Step::Link(target, path) => symlinkat(target.as_c_str(), CWD, path.as_c_str()),
+        Step::Bind(source, path) => mount_bind_recursive(source.as_c_str(), path.as_c_str()),
+        Step::Overlay(data, path) => {
+            let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            mount(c"whimbrel", path.as_c_str(), c"overlay", flags, Some(data.as_c_str()))
+        }
+        Step::Unmount(path) => unmount(path.as_c_str(), UnmountFlags::DETACH),
+    }
+}
+
+/// Creates a file that its owner may read and write.
+fn create(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::from_raw_mode(0o644))?;
+    write_all(&file, bytes)
+}
+
+/// Maps the user and the group, each to itself.
+fn map_ids(maps: &IdMaps) -> Result<(), Errno> {
+    let write_to = |path: &CStr, bytes: &[u8]| {
+        let file = open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        write_all(&file, bytes)
+    };
+    // A map of groups is refused before this.
+    write_to(c"/proc/self/setgroups", b"deny")?;
+    write_to(c"/proc/self/uid_map", &maps.uid_map)?;
+    write_to(c"/proc/self/gid_map", &maps.gid_map)
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match write(file, bytes)? {
+            0 => return Err(Errno::NOSPC),
+            count => bytes = &bytes[count..],
+        }
+    }
+    Ok(())
+}

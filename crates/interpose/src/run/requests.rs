@@ -1,0 +1,292 @@
+//! The answers to the program's calls: requests of VFIO, accesses to regions, and streams of migration data.
+
+use libc::{c_int, c_long, seccomp_data};
+use whimbrel_device::{DataFile, DeviceFile, Errno, split_offset};
+use whimbrel_uapi::ioctl::{
+    VFIO_CHECK_EXTENSION, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_GET_REGION_INFO,
+    VFIO_GET_API_VERSION, VFIO_GROUP_GET_STATUS,
+};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::caller::TaskCaller;
+use super::files::{Found, Object, OpenFile};
+use super::filter::{KVM_SET_DEVICE_ATTR, REGIONS};
+
+/// Bytes of one access to a region, or of one read or write of a stream. A call for more is answered for as many.
+const MAX_ACCESS: usize = 4 << 20;
+
+/// Parts of a call with several buffers (`UIO_MAXIOV`).
+const MAX_PARTS: u64 = 1024;
+
+/// The answer to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Value(i64),
+    Error(Errno),
+    /// The kernel executes the call.
+    Continue,
+}
+
+/// `struct iovec` of the program.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Part {
+    address: u64,
+    length: u64,
+}
+
+/// `struct kvm_device_attr`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct KvmDeviceAttr {
+    flags: u32,
+    group: u32,
+    attr: u64,
+    addr: u64,
+}
+
+const KVM_DEV_VFIO_FILE: u32 = 1;
+const KVM_DEV_VFIO_FILE_ADD: u64 = 1;
+const KVM_DEV_VFIO_FILE_DEL: u64 = 2;
+
+impl From<Result<i64, Errno>> for Answer {
+    fn from(result: Result<i64, Errno>) -> Answer {
+        match result {
+            Ok(value) => Answer::Value(value),
+            Err(errno) => Answer::Error(errno),
+        }
+    }
+}
+
+/// Returns whether a call on a known open file is answered at once, whatever the program does meanwhile: it waits for
+/// nothing but the device's lock.
+pub(super) fn is_quick(data: &seccomp_data, open: &OpenFile) -> bool {
+    match (c_long::from(data.nr), &open.object) {
+        (libc::SYS_pread64 | libc::SYS_pwrite64, Object::Device(_) | Object::Cdev(_)) => data.args[2] <= 8,
+        (libc::SYS_ioctl, _) => is_quick_request(data.args[1] as u32),
+        _ => false,
+    }
+}
+
+fn is_quick_request(number: u32) -> bool {
+    let quick = [
+        VFIO_GET_API_VERSION,
+        VFIO_CHECK_EXTENSION,
+        VFIO_GROUP_GET_STATUS,
+        VFIO_DEVICE_GET_INFO,
+        VFIO_DEVICE_GET_REGION_INFO,
+        VFIO_DEVICE_GET_IRQ_INFO,
+    ];
+    quick.iter().any(|request| request.number() == number)
+}
+
+/// Answers a call.
+pub(super) fn answer(data: &seccomp_data, caller: &mut TaskCaller<'_>) -> Answer {
+    let fd = data.args[0] as c_int;
+    let (address, length, offset) = (data.args[1], data.args[2], data.args[3]);
+    match c_long::from(data.nr) {
+        libc::SYS_ioctl if data.args[1] as u32 == KVM_SET_DEVICE_ATTR => {
+            kvm_attribute(fd, data.args[2], caller)
+        }
+        libc::SYS_ioctl => ioctl(fd, data.args[1] as u32, data.args[2], caller),
+        libc::SYS_pread64 => region(fd, One(address, length), offset, caller, read_region),
+        libc::SYS_pwrite64 => region(fd, One(address, length), offset, caller, write_region),
+        libc::SYS_preadv | libc::SYS_preadv2 => {
+            region(fd, Several(address, length), offset, caller, read_region)
+        }
+        libc::SYS_pwritev | libc::SYS_pwritev2 => {
+            region(fd, Several(address, length), offset, caller, write_region)
+        }
+        libc::SYS_read => stream(fd, One(address, length), caller, read_stream),
+        libc::SYS_write => stream(fd, One(address, length), caller, write_stream),
+        libc::SYS_readv => stream(fd, Several(address, length), caller, read_stream),
+        libc::SYS_writev => stream(fd, Several(address, length), caller, write_stream),
+        libc::SYS_lseek => match known(fd, caller) {
+            Some(open) if matches!(open.object, Object::Data(_)) => Answer::Error(Errno::ESPIPE),
+            _ => Answer::Continue,
+        },
+        libc::SYS_io_uring_setup => {
+            tracing::warn!(
+                "the program asks for an io_uring: refused (ENOSYS), its requests could not be seen"
+            );
+            Answer::Error(Errno::ENOSYS)
+        }
+        _ => Answer::Continue,
+    }
+}
+
+fn ioctl(fd: i32, number: u32, argument: u64, caller: &mut TaskCaller<'_>) -> Answer {
+    let open = match caller.files.find(&caller.task, fd) {
+        Ok(Found::Open(open)) => open,
+        Ok(Found::Other) => return Answer::Continue,
+        Err(errno) => return Answer::Error(errno),
+    };
+    // What was closed before this request is closed for it.
+    if !matches!(&open.object, Object::Device(_) | Object::Data(_)) && !is_quick_request(number) {
+        caller.files.read_closes();
+    }
+    let result = match &open.object {
+        Object::Group(group) => group.ioctl(number, argument, caller),
+        Object::Container(container) => container.ioctl(number, argument, caller),
+        Object::Iommufd(iommufd) => iommufd.ioctl(number, argument, caller),
+        Object::Device(device) => device.ioctl(number, argument, caller),
+        Object::Cdev(cdev) => cdev.ioctl(number, argument, caller),
+        Object::Data(data) => data.ioctl(number, argument, caller),
+    };
+    result.map(i64::from).into()
+}
+
+/// KVM_SET_DEVICE_ATTR: KVM refuses a file that is not the kernel's, and needs to know nothing of ours.
+fn kvm_attribute(fd: i32, argument: u64, caller: &TaskCaller<'_>) -> Answer {
+    let is_vfio = caller.task.link(fd).is_ok_and(|link| link == b"anon_inode:kvm-vfio");
+    let mut asked = KvmDeviceAttr::new_zeroed();
+    if !is_vfio || caller.task.read(argument, asked.as_mut_bytes()).is_err() {
+        return Answer::Continue;
+    }
+    let is_about_a_file = asked.group == KVM_DEV_VFIO_FILE
+        && matches!(asked.attr, KVM_DEV_VFIO_FILE_ADD | KVM_DEV_VFIO_FILE_DEL);
+    let mut file = 0i32;
+    if is_about_a_file
+        && caller.task.read(asked.addr, i32::as_mut_bytes(&mut file)).is_ok()
+        && caller.files.is_ours(&caller.task, file)
+    {
+        return Answer::Value(0);
+    }
+    Answer::Continue
+}
+
+/// The buffers of a call: one, or the address and number of several.
+#[derive(Clone, Copy)]
+enum Buffers {
+    One(u64, u64),
+    Several(u64, u64),
+}
+
+use Buffers::{One, Several};
+
+impl Buffers {
+    /// Returns them as the program gives them. EINVAL for too many, EFAULT for a list that cannot be read.
+    fn parts(self, caller: &TaskCaller<'_>) -> Result<Vec<Part>, Errno> {
+        match self {
+            One(address, length) => Ok(vec![Part { address, length }]),
+            Several(_, count) if count > MAX_PARTS => Err(Errno::EINVAL),
+            Several(address, count) => {
+                let mut parts = vec![Part::new_zeroed(); count as usize];
+                caller.task.read(address, parts.as_mut_bytes())?;
+                Ok(parts)
+            }
+        }
+    }
+
+    /// Passes each part to `transfer`, up to the first that is not transferred whole, and returns the bytes.
+    fn each(
+        self,
+        caller: &TaskCaller<'_>,
+        mut transfer: impl FnMut(u64, usize, u64) -> Result<usize, Errno>,
+    ) -> Result<i64, Errno> {
+        let mut done = 0u64;
+        for Part { address, length } in self.parts(caller)? {
+            let asked = usize::try_from(length).map_or(MAX_ACCESS, |length| length.min(MAX_ACCESS));
+            match transfer(address, asked, done) {
+                Ok(count) => {
+                    done += count as u64;
+                    if count as u64 != length {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(done as i64)
+    }
+}
+
+type RegionAccess = fn(&DeviceFile, u32, u64, u64, usize, &TaskCaller<'_>) -> Result<usize, Errno>;
+
+/// Makes an access at an offset past [`REGIONS`], if it is to a device.
+fn region(fd: i32, buffers: Buffers, offset: u64, caller: &TaskCaller<'_>, access: RegionAccess) -> Answer {
+    let Some(open) = known(fd, caller) else { return Answer::Continue };
+    if !matches!(&open.object, Object::Device(_) | Object::Cdev(_)) {
+        return Answer::Continue;
+    }
+    let result = open.device().and_then(|device| {
+        let (index, start) = split_offset(offset.wrapping_sub(REGIONS));
+        buffers.each(caller, |address, length, done| {
+            let at = start.checked_add(done).ok_or(Errno::EINVAL)?;
+            access(device, index, at, address, length, caller)
+        })
+    });
+    result.into()
+}
+
+fn read_region(
+    device: &DeviceFile,
+    index: u32,
+    at: u64,
+    address: u64,
+    length: usize,
+    caller: &TaskCaller<'_>,
+) -> Result<usize, Errno> {
+    let mut data = vec![0; bytes_in(device, index, at, length)?];
+    let count = device.read_region(index, at, &mut data)?;
+    caller.task.write(address, &data[..count])?;
+    Ok(count)
+}
+
+fn write_region(
+    device: &DeviceFile,
+    index: u32,
+    at: u64,
+    address: u64,
+    length: usize,
+    caller: &TaskCaller<'_>,
+) -> Result<usize, Errno> {
+    let mut data = vec![0; bytes_in(device, index, at, length)?];
+    caller.task.read(address, &mut data)?;
+    device.write_region(index, at, &data)
+}
+
+/// Returns the bytes of an access that lie in a region. EINVAL past its end and for a missing region.
+fn bytes_in(device: &DeviceFile, index: u32, at: u64, length: usize) -> Result<usize, Errno> {
+    let left =
+        device.region_info(index)?.size.checked_sub(at).filter(|left| *left > 0).ok_or(Errno::EINVAL)?;
+    Ok(usize::try_from(left).map_or(length, |left| left.min(length)))
+}
+
+type StreamAccess = fn(&DataFile, u64, usize, &TaskCaller<'_>) -> Result<usize, Errno>;
+
+/// Makes a read or write, if it is of a data file.
+fn stream(fd: i32, buffers: Buffers, caller: &TaskCaller<'_>, access: StreamAccess) -> Answer {
+    let Some(open) = known(fd, caller) else { return Answer::Continue };
+    let Object::Data(data) = &open.object else { return Answer::Continue };
+    buffers.each(caller, |address, length, _| access(data, address, length, caller)).into()
+}
+
+fn read_stream(
+    data: &DataFile,
+    address: u64,
+    length: usize,
+    caller: &TaskCaller<'_>,
+) -> Result<usize, Errno> {
+    let mut bytes = vec![0; length];
+    let count = data.read(&mut bytes)?;
+    caller.task.write(address, &bytes[..count])?;
+    Ok(count)
+}
+
+fn write_stream(
+    data: &DataFile,
+    address: u64,
+    length: usize,
+    caller: &TaskCaller<'_>,
+) -> Result<usize, Errno> {
+    let mut bytes = vec![0; length];
+    caller.task.read(address, &mut bytes)?;
+    data.write(&bytes)
+}
+
+/// Returns the open file behind a descriptor, if it is known.
+fn known(fd: i32, caller: &TaskCaller<'_>) -> Option<std::sync::Arc<OpenFile>> {
+    caller.files.known(&caller.task.stat(fd).ok()?)
+}

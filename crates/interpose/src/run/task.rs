@@ -1,0 +1,164 @@
+//! The task whose system call waits for an answer: its memory, and its descriptors.
+//!
+//! A number of a task is that of another one as soon as the task is dead, so the kernel is asked after each read and
+//! before each write whether the call still waits. All that comes from the task is checked by whoever uses it.
+
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use libc::{SECCOMP_ADDFD_FLAG_SETFD, seccomp_notif_addfd};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+use nix::unistd::Pid;
+use rustix::fs::{AtFlags, CWD, Stat, readlinkat, statat};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use whimbrel_device::{Errno, Fault};
+
+use super::system::{add_descriptor, is_same_open_file, is_waiting};
+
+/// A task whose call waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task<'a> {
+    listener: BorrowedFd<'a>,
+    /// The call.
+    id: u64,
+    /// The thread.
+    pid: i32,
+}
+
+/// The file behind a descriptor, by which it is recognized across dup, fork, exec and SCM_RIGHTS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    pub(super) fn of(stat: &Stat) -> FileId {
+        FileId { device: stat.st_dev, inode: stat.st_ino }
+    }
+}
+
+impl<'a> Task<'a> {
+    pub(super) fn new(listener: BorrowedFd<'a>, id: u64, pid: u32) -> Task<'a> {
+        Task { listener, id, pid: pid as i32 }
+    }
+
+    /// Returns whether its call still waits.
+    pub(super) fn is_waiting(&self) -> bool {
+        is_waiting(self.listener, self.id)
+    }
+
+    /// Reads its memory.
+    pub(super) fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        let length = buffer.len();
+        let remote = [RemoteIoVec { base: address as usize, len: length }];
+        let read = process_vm_readv(Pid::from_raw(self.pid), &mut [IoSliceMut::new(buffer)], &remote);
+        let count = read.map_err(|_| Fault::new(address))?;
+        if !self.is_waiting() {
+            return Err(Fault::new(address));
+        }
+        if count < length { Err(Fault::new(address.wrapping_add(count as u64))) } else { Ok(()) }
+    }
+
+    /// Writes its memory; after a fault, what lies before it is written.
+    pub(super) fn write(&self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        if !self.is_waiting() {
+            return Err(Fault::new(address));
+        }
+        let remote = [RemoteIoVec { base: address as usize, len: data.len() }];
+        let written = process_vm_writev(Pid::from_raw(self.pid), &[IoSlice::new(data)], &remote);
+        let count = written.map_err(|_| Fault::new(address))?;
+        if count < data.len() { Err(Fault::new(address.wrapping_add(count as u64))) } else { Ok(()) }
+    }
+
+    /// Returns the path of something of it in `/proc`.
+    pub(super) fn proc_path(&self, name: impl AsRef<str>) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{}", self.pid, name.as_ref()))
+    }
+
+    /// Returns the status of the file behind a descriptor. EBADF if it is not open.
+    pub(super) fn stat(&self, fd: i32) -> Result<Stat, Errno> {
+        if fd < 0 {
+            return Err(Errno::EBADF);
+        }
+        let stat = statat(CWD, self.proc_path(format!("fd/{fd}")), AtFlags::empty());
+        let stat = stat.map_err(|_| Errno::EBADF)?;
+        if self.is_waiting() { Ok(stat) } else { Err(Errno::EBADF) }
+    }
+
+    /// Returns the path of the file behind a descriptor, as far as it has one.
+    pub(super) fn link(&self, fd: i32) -> Result<Vec<u8>, Errno> {
+        let path =
+            readlinkat(CWD, self.proc_path(format!("fd/{fd}")), Vec::new()).map_err(|_| Errno::EBADF)?;
+        Ok(path.into_bytes())
+    }
+
+    /// Returns whether a descriptor is closed at exec.
+    pub(super) fn is_closed_at_exec(&self, fd: i32) -> bool {
+        let told = std::fs::read_to_string(self.proc_path(format!("fdinfo/{fd}"))).unwrap_or_default();
+        let flags = told.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+        flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
+    }
+
+    /// Returns another handle to an open file of it. EBADF without one.
+    pub(super) fn duplicate(&self, fd: i32) -> Result<OwnedFd, Errno> {
+        if fd < 0 {
+            return Err(Errno::EBADF);
+        }
+        let pid = rustix::process::Pid::from_raw(self.pid).ok_or(Errno::EBADF)?;
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            // A thread that is not its process's first.
+            Err(_) => pidfd_open(self.process().ok_or(Errno::EBADF)?, PidfdFlags::empty())
+                .map_err(|_| Errno::EBADF)?,
+        };
+        if !self.is_waiting() {
+            return Err(Errno::EBADF);
+        }
+        Ok(pidfd_getfd(&process, fd, PidfdGetfdFlags::empty())?)
+    }
+
+    /// Returns the number of its process.
+    fn process(&self) -> Option<rustix::process::Pid> {
+        let status = std::fs::read_to_string(self.proc_path("status")).ok()?;
+        let number = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+        rustix::process::Pid::from_raw(number.trim().parse().ok()?)
+    }
+
+    /// Returns whether one of its descriptors is the same open file as one of this process.
+    pub(super) fn has_open(&self, fd: i32, file: BorrowedFd<'_>) -> bool {
+        is_same_open_file((self.pid, fd), (std::process::id() as i32, file))
+    }
+
+    /// Installs a descriptor, and returns its number.
+    pub(super) fn install(&self, file: impl AsFd, close_on_exec: bool) -> Result<i32, Errno> {
+        self.add(file.as_fd(), None, close_on_exec)
+    }
+
+    /// Installs a descriptor with this number, in place of one that has it.
+    pub(super) fn install_at(&self, number: i32, file: impl AsFd, close_on_exec: bool) -> Result<(), Errno> {
+        self.add(file.as_fd(), Some(number), close_on_exec).map(drop)
+    }
+
+    fn add(&self, file: BorrowedFd<'_>, number: Option<i32>, close_on_exec: bool) -> Result<i32, Errno> {
+        use std::os::fd::AsRawFd;
+        let request = seccomp_notif_addfd {
+            id: self.id,
+            flags: if number.is_some() { SECCOMP_ADDFD_FLAG_SETFD as u32 } else { 0 },
+            srcfd: file.as_raw_fd() as u32,
+            newfd: number.unwrap_or(0) as u32,
+            newfd_flags: if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 },
+        };
+        Ok(add_descriptor(self.listener, request)?)
+    }
+
+    /// Opens its memory, which stays that of the program it runs now. EFAULT if it has none any more.
+    pub(super) fn memory(&self) -> Result<File, Errno> {
+        let memory = std::fs::OpenOptions::new().read(true).write(true).open(self.proc_path("mem"));
+        let memory = memory.map_err(|_| Errno::EFAULT)?;
+        if self.is_waiting() { Ok(memory) } else { Err(Errno::EFAULT) }
+    }
+}
