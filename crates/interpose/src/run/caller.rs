@@ -38,6 +38,13 @@ impl TaskCaller<'_> {
         }
     }
 
+    /// Returns a free number for a data file, not below `least`. EMFILE without one.
+    pub(super) fn free_data_file(&self, least: u64) -> Result<i32, Errno> {
+        let least = i32::try_from(least).map_err(|_| Errno::EINVAL)?;
+        let mut numbers = self.first_data_file..self.first_data_file + DATA_FILES;
+        numbers.find(|fd| *fd >= least && self.task.stat(*fd).is_err()).ok_or(Errno::EMFILE)
+    }
+
     /// Installs the memory file of an object, which is forgotten if that fails.
     fn install_file(
         &self,

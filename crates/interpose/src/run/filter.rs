@@ -43,6 +43,8 @@ enum Block {
     File,
     FileHighEnough,
     Offset,
+    Mapping,
+    Fcntl,
     OtherCalls,
 }
 
@@ -76,8 +78,11 @@ pub(super) fn filter(first_data_file: u32) -> Vec<sock_filter> {
         equal(libc::SYS_pwrite64, offset),
         equal(libc::SYS_readv, file),
         equal(libc::SYS_writev, file),
+        equal(libc::SYS_mmap, To::Block(Block::Mapping)),
         Jump(BPF_JEQ, libc::SYS_lseek as u32, file, Allow),
         Begin(Block::OtherCalls),
+        equal(libc::SYS_fcntl, To::Block(Block::Fcntl)),
+        equal(libc::SYS_dup, file),
         Jump(BPF_JGE, libc::SYS_preadv as u32, Next, Allow),
         equal(libc::SYS_preadv, offset),
         equal(libc::SYS_pwritev, offset),
@@ -90,15 +95,23 @@ pub(super) fn filter(first_data_file: u32) -> Vec<sock_filter> {
         Shift(8),
         Mask(0xff),
         Jump(BPF_JEQ, VFIO_TYPE, Notify, Allow),
+        Begin(Block::Mapping),
+        Load(argument(4)),
+        Jump(BPF_JGE, first_data_file, To::Block(Block::FileHighEnough), Allow),
+        Begin(Block::Fcntl),
+        Load(argument(1)),
+        Jump(BPF_JEQ, libc::F_DUPFD as u32, file, Next),
+        Jump(BPF_JEQ, libc::F_DUPFD_CLOEXEC as u32, file, Allow),
+        // The offset of a region, or a data file, which has no offsets.
+        Begin(Block::Offset),
+        Load(argument(3) + 4),
+        Jump(BPF_JGT, i32::MAX as u32, file, Next),
+        Jump(BPF_JGE, (REGIONS >> 32) as u32, Notify, Next),
         // A number from the first data file on that is no negative one.
         Begin(Block::File),
         Load(argument(0)),
-        Jump(BPF_JGE, first_data_file, To::Block(Block::FileHighEnough), Allow),
+        Jump(BPF_JGE, first_data_file, Next, Allow),
         Begin(Block::FileHighEnough),
-        Jump(BPF_JGT, i32::MAX as u32, Allow, Notify),
-        Begin(Block::Offset),
-        Load(argument(3) + 4),
-        Jump(BPF_JGE, (REGIONS >> 32) as u32, Next, Allow),
         Jump(BPF_JGT, i32::MAX as u32, Allow, Notify),
         Return(SECCOMP_RET_ALLOW),
         Return(SECCOMP_RET_USER_NOTIF),
@@ -148,7 +161,7 @@ mod tests {
     const FIRST: u32 = 960;
 
     /// A system call as a filter sees it.
-    fn call(number: libc::c_long, arguments: [u64; 4]) -> [u8; 64] {
+    fn call(number: libc::c_long, arguments: [u64; 5]) -> [u8; 64] {
         let mut data = [0; 64];
         data[..4].copy_from_slice(&(number as u32).to_ne_bytes());
         data[4..8].copy_from_slice(&ARCH.to_ne_bytes());
@@ -186,17 +199,17 @@ mod tests {
         }
     }
 
-    fn is_ours(number: libc::c_long, arguments: [u64; 4]) -> bool {
+    fn is_ours(number: libc::c_long, arguments: [u64; 5]) -> bool {
         run(call(number, arguments)).0 == SECCOMP_RET_USER_NOTIF
     }
 
     #[test]
     fn requests_of_vfio_and_iommufd_are_ours_and_those_of_others_are_not() {
-        assert!(is_ours(libc::SYS_ioctl, [3, 0x3b64, 0, 0]));
-        assert!(is_ours(libc::SYS_ioctl, [3, 0x3b80, 0, 0]));
-        assert!(is_ours(libc::SYS_ioctl, [3, KVM_SET_DEVICE_ATTR.into(), 0, 0]));
-        assert!(!is_ours(libc::SYS_ioctl, [3, 0x5401, 0, 0]));
-        assert!(!is_ours(libc::SYS_ioctl, [3, 0x3b, 0, 0]), "the number is no type");
+        assert!(is_ours(libc::SYS_ioctl, [3, 0x3b64, 0, 0, 0]));
+        assert!(is_ours(libc::SYS_ioctl, [3, 0x3b80, 0, 0, 0]));
+        assert!(is_ours(libc::SYS_ioctl, [3, KVM_SET_DEVICE_ATTR.into(), 0, 0, 0]));
+        assert!(!is_ours(libc::SYS_ioctl, [3, 0x5401, 0, 0, 0]));
+        assert!(!is_ours(libc::SYS_ioctl, [3, 0x3b, 0, 0, 0]), "the number is no type");
     }
 
     #[test]
@@ -209,45 +222,63 @@ mod tests {
             libc::SYS_preadv2,
             libc::SYS_pwritev2,
         ] {
-            assert!(is_ours(number, [3, 0, 4, REGIONS]));
-            assert!(is_ours(number, [3, 0, 4, REGIONS + (8 << 40) + 0x30]));
-            assert!(!is_ours(number, [3, 0, 4, REGIONS - 1]));
-            assert!(!is_ours(number, [3, 0, 4, 0]));
-            assert!(!is_ours(number, [3, 0, 4, u64::MAX]), "a negative offset");
+            assert!(is_ours(number, [3, 0, 4, REGIONS, 0]));
+            assert!(is_ours(number, [3, 0, 4, REGIONS + (8 << 40) + 0x30, 0]));
+            assert!(!is_ours(number, [3, 0, 4, REGIONS - 1, 0]));
+            assert!(!is_ours(number, [3, 0, 4, 0, 0]));
+            assert!(!is_ours(number, [3, 0, 4, u64::MAX, 0]), "a negative offset");
         }
     }
 
     #[test]
     fn streams_of_high_numbers_are_ours() {
-        for number in [libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_lseek] {
-            assert!(is_ours(number, [FIRST.into(), 0, 0, 0]));
-            assert!(!is_ours(number, [u64::from(FIRST) - 1, 0, 0, 0]));
-            assert!(!is_ours(number, [u64::from(u32::MAX), 0, 0, 0]), "descriptor -1");
+        let mut numbers = vec![libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev];
+        numbers.extend([libc::SYS_lseek, libc::SYS_dup, libc::SYS_pread64, libc::SYS_pwrite64]);
+        for number in numbers {
+            assert!(is_ours(number, [FIRST.into(), 0, 0, 0, 0]));
+            assert!(!is_ours(number, [u64::from(FIRST) - 1, 0, 0, 0, 0]));
+            assert!(!is_ours(number, [u64::from(u32::MAX), 0, 0, 0, 0]), "descriptor -1");
         }
     }
 
     #[test]
+    fn a_duplicate_of_a_stream_is_ours_and_its_other_controls_are_not() {
+        for control in [libc::F_DUPFD, libc::F_DUPFD_CLOEXEC] {
+            assert!(is_ours(libc::SYS_fcntl, [FIRST.into(), control as u64, 0, 0, 0]));
+            assert!(!is_ours(libc::SYS_fcntl, [3, control as u64, 0, 0, 0]));
+        }
+        assert!(!is_ours(libc::SYS_fcntl, [FIRST.into(), libc::F_GETFL as u64, 0, 0, 0]));
+    }
+
+    #[test]
+    fn a_mapping_of_a_stream_is_ours_and_anonymous_memory_is_not() {
+        assert!(is_ours(libc::SYS_mmap, [0, 4096, 1, 1, FIRST.into()]));
+        assert!(!is_ours(libc::SYS_mmap, [0, 4096, 1, 1, 3]));
+        assert!(!is_ours(libc::SYS_mmap, [0, 4096, 1, 0x22, u64::MAX]));
+    }
+
+    #[test]
     fn a_ring_that_would_pass_by_the_filter_is_ours() {
-        assert!(is_ours(libc::SYS_io_uring_setup, [8, 0, 0, 0]));
+        assert!(is_ours(libc::SYS_io_uring_setup, [8, 0, 0, 0, 0]));
     }
 
     #[test]
     fn no_other_call_is_ours_whatever_its_arguments() {
-        let arguments = [u64::from(FIRST), 0x3b64, REGIONS, REGIONS];
+        let arguments = [u64::from(FIRST), 0x3b64, REGIONS, REGIONS, FIRST.into()];
         let ours = (0..600).filter(|number| is_ours(*number, arguments)).count();
-        assert_eq!(ours, 13);
+        assert_eq!(ours, 15);
     }
 
     #[test]
     fn calls_of_another_architecture_are_not_ours() {
-        let mut data = call(libc::SYS_ioctl, [3, 0x3b64, 0, 0]);
+        let mut data = call(libc::SYS_ioctl, [3, 0x3b64, 0, 0, 0]);
         data[4..8].copy_from_slice(&0x4000_0003u32.to_ne_bytes());
         assert_eq!(run(data).0, SECCOMP_RET_ALLOW);
     }
 
     #[test]
     fn a_call_that_is_not_ours_takes_few_steps() {
-        assert!(run(call(libc::SYS_getppid, [0; 4])).1 <= 6);
-        assert!(run(call(libc::SYS_read, [3, 0, 4096, 0])).1 <= 10);
+        assert!(run(call(libc::SYS_getppid, [0; 5])).1 <= 8);
+        assert!(run(call(libc::SYS_read, [3, 0, 4096, 0, 0])).1 <= 10);
     }
 }

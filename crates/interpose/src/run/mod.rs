@@ -35,6 +35,8 @@
 //! - A group that is open can be opened once more; the first request on it fails with EBUSY.
 //! - Memory is not pinned. A device's access to memory that the program has unmapped is a DMA fault.
 //! - read(2) and write(2) at the file position of a device do nothing, and neither do sendfile(2) and splice(2).
+//! - A descriptor of migration data has a number near the program's limit, and so has its duplicate. One that was made
+//!   lower by dup2(2) or received by SCM_RIGHTS can be polled and closed; reads and writes fail with EBADF.
 //! - io_uring_setup(2) fails with ENOSYS: the filter does not see the requests of a ring.
 //! - The real devices of VFIO are hidden: `/dev/vfio` has the devices of this process only.
 //!

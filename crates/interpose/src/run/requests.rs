@@ -101,10 +101,12 @@ pub(super) fn answer(data: &seccomp_data, caller: &mut TaskCaller<'_>) -> Answer
         libc::SYS_write => stream(fd, One(address, length), caller, write_stream),
         libc::SYS_readv => stream(fd, Several(address, length), caller, read_stream),
         libc::SYS_writev => stream(fd, Several(address, length), caller, write_stream),
-        libc::SYS_lseek => match known(fd, caller) {
-            Some(open) if matches!(open.object, Object::Data(_)) => Answer::Error(Errno::ESPIPE),
-            _ => Answer::Continue,
-        },
+        libc::SYS_lseek if is_stream(fd, caller) => Answer::Error(Errno::ESPIPE),
+        libc::SYS_mmap if is_stream(data.args[4] as c_int, caller) => Answer::Error(Errno::ENODEV),
+        libc::SYS_dup if is_stream(fd, caller) => duplicate(fd, 0, false, caller),
+        libc::SYS_fcntl if is_stream(fd, caller) => {
+            duplicate(fd, data.args[2], data.args[1] as c_int == libc::F_DUPFD_CLOEXEC, caller)
+        }
         libc::SYS_io_uring_setup => {
             tracing::warn!(
                 "the program asks for an io_uring: refused (ENOSYS), its requests could not be seen"
@@ -207,8 +209,10 @@ type RegionAccess = fn(&DeviceFile, u32, u64, u64, usize, &TaskCaller<'_>) -> Re
 /// Makes an access at an offset past [`REGIONS`], if it is to a device.
 fn region(fd: i32, buffers: Buffers, offset: u64, caller: &TaskCaller<'_>, access: RegionAccess) -> Answer {
     let Some(open) = known(fd, caller) else { return Answer::Continue };
-    if !matches!(&open.object, Object::Device(_) | Object::Cdev(_)) {
-        return Answer::Continue;
+    match &open.object {
+        Object::Device(_) | Object::Cdev(_) if offset >= REGIONS => {}
+        Object::Data(_) => return Answer::Error(Errno::ESPIPE),
+        _ => return Answer::Continue,
     }
     let result = open.device().and_then(|device| {
         let (index, start) = split_offset(offset.wrapping_sub(REGIONS));
@@ -284,6 +288,23 @@ fn write_stream(
     let mut bytes = vec![0; length];
     caller.task.read(address, &mut bytes)?;
     data.write(&bytes)
+}
+
+/// Duplicates the descriptor of a data file to one whose reads and writes are caught too.
+fn duplicate(fd: i32, least: u64, close_on_exec: bool, caller: &TaskCaller<'_>) -> Answer {
+    let number = caller.free_data_file(least);
+    let installed = number.and_then(|number| {
+        caller
+            .task
+            .install_at(number, caller.task.duplicate(fd)?, close_on_exec)
+            .map_err(|_| Errno::EMFILE)?;
+        Ok(number.into())
+    });
+    installed.into()
+}
+
+fn is_stream(fd: i32, caller: &TaskCaller<'_>) -> bool {
+    known(fd, caller).is_some_and(|open| matches!(open.object, Object::Data(_)))
 }
 
 /// Returns the open file behind a descriptor, if it is known.
