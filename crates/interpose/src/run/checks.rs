@@ -1,4 +1,4 @@
-//! What can be told of a program before it is started: whether it could be served.
+//! Checks of a program before it is started: whether it could be served.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

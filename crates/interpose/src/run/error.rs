@@ -1,4 +1,4 @@
-//! What keeps a program from being started on models, and what to do about it.
+//! The errors of starting a program on models, and what to do about each.
 
 use std::io;
 use std::path::PathBuf;

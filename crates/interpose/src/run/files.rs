@@ -77,7 +77,7 @@ enum Node {
     Cdev(usize),
 }
 
-/// What a descriptor of the program is.
+/// The file behind a descriptor of the program.
 #[derive(Debug)]
 pub(super) enum Found {
     Open(Arc<OpenFile>),

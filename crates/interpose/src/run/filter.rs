@@ -26,7 +26,7 @@ const fn argument(index: u32) -> u32 {
     16 + 8 * index
 }
 
-/// Where a jump leads.
+/// The destination of a jump.
 #[derive(Clone, Copy)]
 enum To {
     /// The next step.

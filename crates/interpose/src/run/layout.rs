@@ -1,4 +1,4 @@
-//! What is laid into the program's mount namespace, as a list of steps: sysfs folders of the devices, and the files of
+//! The files laid into the program's mount namespace, as a list of steps: sysfs folders of the devices, and the files of
 //! VFIO. The steps are made in [`namespace`](super::namespace); here is no I/O.
 //!
 //! A tmpfs is mounted at [`STAGE`] and filled. Parts of it are laid over sysfs, so that the host's entries stay, and over
@@ -11,7 +11,7 @@ use super::device::Placed;
 /// A folder that every system has. What is in it is hidden while the namespace is set up.
 pub(super) const STAGE: &str = "/tmp";
 
-/// The device number of `/dev/full`, which stands in for a device's own file until its first request: programs open it,
+/// The device number of `/dev/full`, which is in place of a device's own file until its first request: programs open it,
 /// and find a character device that sysfs names.
 pub(super) const STAND_IN: &str = "1:7";
 
@@ -34,7 +34,7 @@ pub(super) enum Step {
     Unmount(CString),
 }
 
-/// What is at the top of the host's `/dev`.
+/// An entry at the top of the host's `/dev`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DevEntry {
     /// A device, socket, FIFO or file.
@@ -44,7 +44,7 @@ pub(super) enum DevEntry {
     Link(Vec<u8>, Vec<u8>),
 }
 
-/// What the layout depends on of the host.
+/// The host's own files, which the layout keeps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Host {
     pub(super) dev: Vec<DevEntry>,

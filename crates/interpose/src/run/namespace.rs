@@ -16,7 +16,7 @@ use super::error::Stage;
 use super::layout::Step;
 use super::system::unshare;
 
-/// What a new user namespace maps: each ID to itself, so that nothing looks different from within.
+/// The maps of a new user namespace: each ID to itself, so that nothing looks different from within.
 #[derive(Debug)]
 pub(super) struct IdMaps {
     uid_map: Vec<u8>,

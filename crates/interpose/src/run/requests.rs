@@ -1,5 +1,7 @@
 //! The answers to the program's calls: requests of VFIO, accesses to regions, and streams of migration data.
 
+use std::sync::{Arc, Once};
+
 use libc::{c_int, c_long, seccomp_data};
 use whimbrel_device::{DataFile, DeviceFile, Errno, split_offset};
 use whimbrel_uapi::ioctl::{
@@ -14,6 +16,9 @@ use super::filter::{KVM_SET_DEVICE_ATTR, REGIONS};
 
 /// Bytes of one access to a region, or of one read or write of a stream. A call for more is answered for as many.
 const MAX_ACCESS: usize = 4 << 20;
+
+/// Said once: programs try it again and again.
+static TOLD_OF_RING: Once = Once::new();
 
 /// Parts of a call with several buffers (`UIO_MAXIOV`).
 const MAX_PARTS: u64 = 1024;
@@ -108,9 +113,11 @@ pub(super) fn answer(data: &seccomp_data, caller: &mut TaskCaller<'_>) -> Answer
             duplicate(fd, data.args[2], data.args[1] as c_int == libc::F_DUPFD_CLOEXEC, caller)
         }
         libc::SYS_io_uring_setup => {
-            tracing::warn!(
-                "the program asks for an io_uring: refused (ENOSYS), its requests could not be seen"
-            );
+            TOLD_OF_RING.call_once(|| {
+                tracing::warn!(
+                    "the program asks for an io_uring: refused (ENOSYS), its requests could not be seen"
+                );
+            });
             Answer::Error(Errno::ENOSYS)
         }
         _ => Answer::Continue,
@@ -308,6 +315,6 @@ fn is_stream(fd: i32, caller: &TaskCaller<'_>) -> bool {
 }
 
 /// Returns the open file behind a descriptor, if it is known.
-fn known(fd: i32, caller: &TaskCaller<'_>) -> Option<std::sync::Arc<OpenFile>> {
+fn known(fd: i32, caller: &TaskCaller<'_>) -> Option<Arc<OpenFile>> {
     caller.files.known(&caller.task.stat(fd).ok()?)
 }

@@ -29,14 +29,14 @@ use super::layout::Step;
 use super::namespace::{self, IdMaps};
 use super::system::{install_filter, wake_on_same_processor};
 
-/// What the program's process needs, all of it made before the fork.
+/// The data that the program's process needs, all of it made before the fork.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
     pub(super) steps: Vec<Step>,
     pub(super) filter: Vec<sock_filter>,
 }
 
-/// What the program's process hands over.
+/// The descriptors that the program's process hands over.
 #[derive(Debug)]
 pub(super) struct Handed {
     pub(super) listener: OwnedFd,

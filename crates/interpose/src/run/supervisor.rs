@@ -26,7 +26,7 @@ use super::task::Task;
 /// Workers at a time. More requests than these can wait only for each other, or for memory that the program keeps back.
 const MAX_WORKERS: usize = 32;
 
-/// What the threads share.
+/// The state that the threads share.
 #[derive(Debug)]
 struct Shared {
     listener: OwnedFd,

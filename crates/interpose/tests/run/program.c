@@ -1,0 +1,617 @@
+/*
+ * A program that uses VFIO devices by the kernel's headers, as any other does. Each argument after the PCI address names
+ * one thing that it does; it ends with 0, or names the line that failed.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CHECK(what)                                                                                  \
+	do {                                                                                         \
+		if (!(what)) {                                                                       \
+			fprintf(stderr, "%s:%d: %s (errno %d, %s)\n", __FILE__, __LINE__, #what, errno, \
+				strerror(errno));                                                    \
+			exit(1);                                                                     \
+		}                                                                                    \
+	} while (0)
+#define FAILS(what, error) CHECK((errno = 0, (what)) == -1 && errno == (error))
+
+/* What older headers do not have: iommufd, a device's own file, and pre-copy. */
+struct iommu_ioas_alloc {
+	uint32_t size, flags, out_ioas_id;
+};
+struct iommu_ioas_map {
+	uint32_t size, flags, ioas_id, reserved;
+	uint64_t user_va, length, iova;
+};
+struct iommu_ioas_unmap {
+	uint32_t size, ioas_id;
+	uint64_t iova, length;
+};
+struct iommu_hw_info {
+	uint32_t size, flags, dev_id, data_len;
+	uint64_t data_uptr;
+	uint32_t out_data_type, reserved;
+	uint64_t out_capabilities;
+};
+struct device_bind {
+	uint32_t argsz, flags;
+	int32_t iommufd;
+	uint32_t out_devid;
+};
+struct device_attach {
+	uint32_t argsz, flags, pt_id;
+};
+#define IOAS_ALLOC _IO(';', 0x81)
+#define IOAS_MAP _IO(';', 0x85)
+#define IOAS_UNMAP _IO(';', 0x86)
+#define GET_HW_INFO _IO(';', 0x8a)
+#define BIND_IOMMUFD _IO(VFIO_TYPE, VFIO_BASE + 18)
+#define ATTACH_IOMMUFD_PT _IO(VFIO_TYPE, VFIO_BASE + 19)
+#define STATE_PRE_COPY 6
+
+#define PAGE 4096ul
+#define IOVA 0x100000ul
+
+static const char *address;
+
+static char *path(const char *format, ...)
+{
+	static __thread char buffer[512];
+	va_list list;
+
+	va_start(list, format);
+	vsnprintf(buffer, sizeof buffer, format, list);
+	va_end(list);
+	return buffer;
+}
+
+static int group_number(void)
+{
+	char link[256];
+	ssize_t length = readlink(path("/sys/bus/pci/devices/%s/iommu_group", address), link, sizeof link - 1);
+
+	CHECK(length > 0);
+	link[length] = 0;
+	return atoi(strrchr(link, '/') + 1);
+}
+
+static int open_group(void)
+{
+	int group = open(path("/dev/vfio/%d", group_number()), O_RDWR | O_CLOEXEC);
+
+	CHECK(group >= 0);
+	return group;
+}
+
+static int open_container(void)
+{
+	int container = open("/dev/vfio/vfio", O_RDWR);
+
+	CHECK(container >= 0);
+	return container;
+}
+
+/* Opens the device by its group. */
+static int open_device(int *group, int *container)
+{
+	int device;
+
+	*group = open_group();
+	*container = open_container();
+	CHECK(ioctl(*group, VFIO_GROUP_SET_CONTAINER, container) == 0);
+	CHECK(ioctl(*container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
+	device = ioctl(*group, VFIO_GROUP_GET_DEVICE_FD, address);
+	CHECK(device >= 0);
+	return device;
+}
+
+static void *map(int container, int flags, int fd)
+{
+	struct vfio_iommu_type1_dma_map dma = { .argsz = sizeof dma, .flags = 3, .iova = IOVA, .size = 2 * PAGE };
+	void *memory = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, flags, fd, 0);
+
+	CHECK(memory != MAP_FAILED);
+	dma.vaddr = (uintptr_t)memory;
+	CHECK(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma) == 0);
+	FAILS(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma), EEXIST);
+	return memory;
+}
+
+static void unmap(int container)
+{
+	struct vfio_iommu_type1_dma_unmap dma = { .argsz = sizeof dma, .iova = IOVA, .size = 2 * PAGE };
+
+	CHECK(ioctl(container, VFIO_IOMMU_UNMAP_DMA, &dma) == 0 && dma.size == 2 * PAGE);
+}
+
+static uint64_t region_offset(int device, unsigned index)
+{
+	struct vfio_region_info info = { .argsz = sizeof info, .index = index };
+
+	CHECK(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) == 0);
+	CHECK(info.size > 0 && !(info.flags & VFIO_REGION_INFO_FLAG_MMAP));
+	return info.offset;
+}
+
+static void check_config(int device)
+{
+	uint64_t config = region_offset(device, VFIO_PCI_CONFIG_REGION_INDEX);
+	uint16_t vendor = 0, id = 0;
+	unsigned expected;
+	struct iovec parts[] = { { &vendor, 2 }, { &id, 2 } };
+	FILE *file = fopen(path("/sys/bus/pci/devices/%s/vendor", address), "r");
+
+	CHECK(file && fscanf(file, "%x", &expected) == 1);
+	fclose(file);
+	CHECK(pread(device, &vendor, 2, config) == 2 && vendor == expected);
+	vendor = 0;
+	CHECK(preadv(device, parts, 2, config) == 4 && vendor == expected && id != 0);
+}
+
+/* The requests of a group, a container and a device, in order. */
+static void group(void)
+{
+	struct vfio_group_status status = { .argsz = sizeof status };
+	struct vfio_device_info info = { .argsz = sizeof info };
+	struct vfio_iommu_type1_info iommu = { .argsz = sizeof iommu };
+	struct vfio_irq_info irq = { .argsz = sizeof irq, .index = VFIO_PCI_INTX_IRQ_INDEX };
+	int group = open_group(), container = open_container(), other, device;
+
+	CHECK(ioctl(group, VFIO_GROUP_GET_STATUS, &status) == 0 && status.flags == VFIO_GROUP_FLAGS_VIABLE);
+	other = open_group();
+	FAILS(ioctl(other, VFIO_GROUP_GET_STATUS, &status), EBUSY);
+	close(other);
+	FAILS(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, address), EINVAL);
+	CHECK(ioctl(container, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
+	CHECK(ioctl(container, VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU) == 1);
+	CHECK(ioctl(container, VFIO_CHECK_EXTENSION, 12345) == 0);
+	FAILS(ioctl(group, VFIO_GROUP_SET_CONTAINER, &group), EBADFD);
+	CHECK(ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) == 0);
+	CHECK(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1_IOMMU) == 0);
+	CHECK(ioctl(container, VFIO_IOMMU_GET_INFO, &iommu) == 0 && (iommu.iova_pgsizes & PAGE));
+	CHECK(iommu.argsz > sizeof iommu);
+	FAILS(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, "0000:00:00.7"), ENODEV);
+	device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, address);
+	CHECK(device >= 0 && (fcntl(device, F_GETFD) & FD_CLOEXEC));
+	CHECK(ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0 && (info.flags & VFIO_DEVICE_FLAGS_PCI));
+	CHECK(ioctl(device, VFIO_DEVICE_GET_IRQ_INFO, &irq) == 0 && irq.count == 1);
+	FAILS(ioctl(device, VFIO_GROUP_GET_STATUS, &status), ENOTTY);
+	check_config(device);
+	CHECK(ioctl(device, VFIO_DEVICE_RESET) == 0);
+	FAILS(ioctl(group, VFIO_GROUP_UNSET_CONTAINER), EBUSY);
+	CHECK(close(device) == 0);
+	CHECK(ioctl(group, VFIO_GROUP_UNSET_CONTAINER) == 0);
+	close(group);
+	close(container);
+}
+
+/* The requests of a cdev and an iommufd, in the order of QEMU 10. */
+static void cdev(void)
+{
+	struct stat stat;
+	unsigned major, minor, number;
+	char name[256];
+	FILE *file;
+	void *memory = mmap(NULL, 2 * PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct iommu_ioas_alloc alloc = { .size = sizeof alloc };
+	struct iommu_hw_info hardware = { .size = sizeof hardware };
+	struct device_bind bind = { .argsz = sizeof bind };
+	struct device_attach attach = { .argsz = sizeof attach };
+	struct iommu_ioas_map map = { .size = sizeof map, .flags = 7, .length = 2 * PAGE, .iova = IOVA };
+	struct iommu_ioas_unmap unmap = { .size = sizeof unmap, .length = 2 * PAGE, .iova = IOVA };
+	struct vfio_device_info info = { .argsz = sizeof info };
+	int device, iommu;
+
+	for (number = 0; number < 1000; number++) {
+		snprintf(name, sizeof name, "/sys/bus/pci/devices/%s/vfio-dev/vfio%u/dev", address, number);
+		if (access(name, F_OK) == 0)
+			break;
+	}
+	file = fopen(name, "r");
+	CHECK(file && fscanf(file, "%u:%u", &major, &minor) == 2);
+	fclose(file);
+	device = open(path("/dev/vfio/devices/vfio%u", number), O_RDWR);
+	CHECK(device >= 0 && fstat(device, &stat) == 0 && S_ISCHR(stat.st_mode));
+	CHECK(major(stat.st_rdev) == major && minor(stat.st_rdev) == minor);
+	iommu = open("/dev/iommu", O_RDWR);
+	CHECK(iommu >= 0);
+	FAILS(ioctl(device, VFIO_DEVICE_GET_INFO, &info), EINVAL);
+	bind.iommufd = iommu;
+	CHECK(ioctl(device, BIND_IOMMUFD, &bind) == 0);
+	FAILS(ioctl(device, BIND_IOMMUFD, &bind), EINVAL);
+	hardware.dev_id = bind.out_devid;
+	CHECK(ioctl(iommu, GET_HW_INFO, &hardware) == 0);
+	CHECK(ioctl(iommu, IOAS_ALLOC, &alloc) == 0);
+	attach.pt_id = alloc.out_ioas_id;
+	CHECK(ioctl(device, ATTACH_IOMMUFD_PT, &attach) == 0);
+	map.ioas_id = unmap.ioas_id = alloc.out_ioas_id;
+	map.user_va = (uintptr_t)memory;
+	CHECK(ioctl(iommu, IOAS_MAP, &map) == 0);
+	CHECK(ioctl(iommu, IOAS_UNMAP, &unmap) == 0 && unmap.length == 2 * PAGE);
+	CHECK(ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0);
+	check_config(device);
+	FAILS(ioctl(open_group(), VFIO_GROUP_GET_DEVICE_FD, address), EBUSY);
+	close(device);
+	close(iommu);
+}
+
+/* Memory of each kind is mapped; memory that is not there is not. */
+static void memory(void)
+{
+	struct vfio_iommu_type1_dma_map dma = { .argsz = sizeof dma, .flags = 3, .iova = IOVA, .size = PAGE };
+	int group, container, device = open_device(&group, &container), file = memfd_create("ram", 0);
+	void *it;
+
+	CHECK(ftruncate(file, 2 * PAGE) == 0);
+	munmap(map(container, MAP_PRIVATE | MAP_ANONYMOUS, -1), 2 * PAGE);
+	/* The mapping outlives the memory. */
+	unmap(container);
+	munmap(map(container, MAP_SHARED | MAP_ANONYMOUS, -1), 2 * PAGE);
+	unmap(container);
+	munmap(map(container, MAP_SHARED, file), 2 * PAGE);
+	unmap(container);
+	it = map(container, MAP_SHARED, file);
+	close(file);
+	unmap(container);
+	dma.vaddr = (uintptr_t)it;
+	munmap(it, 2 * PAGE);
+	FAILS(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma), EFAULT);
+	it = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	dma.vaddr = (uintptr_t)it;
+	FAILS(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma), EFAULT);
+	dma.flags = VFIO_DMA_MAP_FLAG_READ;
+	CHECK(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma) == 0);
+	close(device);
+}
+
+/* An argument that is not there is EFAULT, and one that ends at the end of memory is read. */
+static void faults(void)
+{
+	int group, container, device = open_device(&group, &container);
+	char *pages = mmap(NULL, 2 * PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct vfio_device_info *info = (void *)(pages + PAGE - 16);
+	uint64_t config = region_offset(device, VFIO_PCI_CONFIG_REGION_INDEX);
+
+	CHECK(munmap(pages + PAGE, PAGE) == 0);
+	FAILS(ioctl(device, VFIO_DEVICE_GET_INFO, NULL), EFAULT);
+	FAILS(ioctl(device, VFIO_DEVICE_GET_INFO, pages + PAGE), EFAULT);
+	info->argsz = 16;
+	CHECK(ioctl(device, VFIO_DEVICE_GET_INFO, info) == 0);
+	FAILS(ioctl(device, VFIO_DEVICE_GET_INFO, pages + PAGE - 8), EFAULT);
+	FAILS(pread(device, pages + PAGE, 4, config), EFAULT);
+	FAILS(pwrite(device, pages + PAGE, 4, config), EFAULT);
+	FAILS(pread(device, pages, 4, config + 0x10000), EINVAL);
+	FAILS(ioctl(device, _IO(';', 0xff), pages), ENOTTY);
+	FAILS(ioctl(-1, VFIO_DEVICE_GET_INFO, pages), EBADF);
+	FAILS(pread(device, pages, 4, -1), EINVAL);
+}
+
+/* Descriptors that were duplicated before the first request are the same open file. */
+static void dups(void)
+{
+	struct vfio_group_status status = { .argsz = sizeof status };
+	int group = open_group(), early = dup(group), late, container, device;
+
+	CHECK(ioctl(group, VFIO_GROUP_GET_STATUS, &status) == 0);
+	late = dup(group);
+	CHECK(close(group) == 0);
+	CHECK(ioctl(early, VFIO_GROUP_GET_STATUS, &status) == 0);
+	CHECK(close(early) == 0);
+	CHECK(ioctl(late, VFIO_GROUP_GET_STATUS, &status) == 0);
+	/* Closed with the last of them, and at once. */
+	CHECK(close(late) == 0);
+	device = open_device(&group, &container);
+	late = dup(device);
+	close(device);
+	check_config(late);
+	close(late);
+	close(group);
+	close(container);
+}
+
+/* What is closed can be opened at once, and has left nothing behind. */
+static void reopens(void)
+{
+	for (int turn = 0; turn < 50; turn++) {
+		int group, container, device = open_device(&group, &container);
+
+		if (turn % 2)
+			close(group);
+		close(device);
+		if (turn % 2 == 0)
+			close(group);
+		close(container);
+	}
+}
+
+static void *read_config(void *device)
+{
+	for (int turn = 0; turn < 100; turn++)
+		check_config(*(int *)device);
+	return NULL;
+}
+
+/* Several threads make requests at a time. */
+static void threads(void)
+{
+	int group, container, device = open_device(&group, &container);
+	pthread_t thread[8];
+
+	for (int i = 0; i < 8; i++)
+		CHECK(pthread_create(&thread[i], NULL, read_config, &device) == 0);
+	for (int i = 0; i < 8; i++)
+		CHECK(pthread_join(thread[i], NULL) == 0);
+}
+
+static void wait_for(pid_t child)
+{
+	int status;
+
+	CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* A child has the open files of its parent, and its end closes none of them. */
+static void forks(void)
+{
+	int group, container, device = open_device(&group, &container);
+	pid_t child = fork();
+
+	if (child == 0) {
+		check_config(device);
+		close(device);
+		exit(0);
+	}
+	wait_for(child);
+	check_config(device);
+	/* Another program inherits one. */
+	child = fork();
+	if (child == 0) {
+		CHECK(fcntl(device, F_SETFD, 0) == 0);
+		execl("/proc/self/exe", "program", address, path("inherited:%d", device), NULL);
+		_exit(127);
+	}
+	wait_for(child);
+	check_config(device);
+}
+
+/* A child gets an open file by a socket, and keeps the device open after its parent has closed it. */
+static void passes(void)
+{
+	int group, container, device = open_device(&group, &container), pair[2], go;
+	char byte = 0, space[CMSG_SPACE(sizeof(int))] = { 0 };
+	struct iovec part = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
+				  .msg_controllen = sizeof space };
+	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+	pid_t child;
+
+	CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+	child = fork();
+	if (child == 0) {
+		close(pair[0]);
+		close(device);
+		close(group);
+		close(container);
+		CHECK(recvmsg(pair[1], &message, 0) == 1);
+		memcpy(&go, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof go);
+		CHECK(read(pair[1], &byte, 1) == 1);
+		check_config(go);
+		exit(0);
+	}
+	head->cmsg_level = SOL_SOCKET;
+	head->cmsg_type = SCM_RIGHTS;
+	head->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(head), &device, sizeof device);
+	CHECK(sendmsg(pair[0], &message, 0) == 1);
+	close(device);
+	close(group);
+	close(container);
+	CHECK(write(pair[0], &byte, 1) == 1);
+	wait_for(child);
+	/* Closed with the child. */
+	open_device(&group, &container);
+}
+
+static volatile sig_atomic_t alarms;
+
+static void on_alarm(int signal)
+{
+	(void)signal;
+	alarms++;
+}
+
+/* No request is disturbed by signals whose handlers restart system calls. */
+static void signals(void)
+{
+	int group, container, device = open_device(&group, &container);
+	struct itimerval often = { { 0, 200 }, { 0, 200 } };
+	struct sigaction action = { .sa_handler = on_alarm, .sa_flags = SA_RESTART };
+
+	CHECK(sigaction(SIGALRM, &action, NULL) == 0 && setitimer(ITIMER_REAL, &often, NULL) == 0);
+	while (alarms < 200) {
+		struct vfio_device_info info = { .argsz = sizeof info };
+
+		CHECK(ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0);
+		CHECK(ioctl(device, VFIO_DEVICE_RESET) == 0);
+		munmap(map(container, MAP_PRIVATE | MAP_ANONYMOUS, -1), 2 * PAGE);
+		unmap(container);
+	}
+}
+
+/* What is not VFIO's is left alone, and a ring is refused. */
+static void others(void)
+{
+	char bytes[120] = { 0 };
+	int zero = open("/dev/zero", O_RDWR), file = memfd_create("file", 0);
+
+	FAILS(ioctl(zero, VFIO_DEVICE_GET_INFO, bytes), ENOTTY);
+	CHECK(pread(file, bytes, 4, 1ul << 62) == 0);
+	CHECK(dup2(zero, 1000) == 1000 && read(1000, bytes, 4) == 4);
+	CHECK(dup(1000) < 1000);
+	FAILS(syscall(SYS_io_uring_setup, 8, bytes), ENOSYS);
+}
+
+static int migration_state(int device, unsigned to)
+{
+	struct {
+		struct vfio_device_feature head;
+		struct vfio_device_feature_mig_state state;
+	} set = { { sizeof set, VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE }, { to, -1 } };
+
+	CHECK(ioctl(device, VFIO_DEVICE_FEATURE, &set) == 0);
+	return set.state.data_fd;
+}
+
+/* The state of the device is saved and loaded; its stream is one. */
+static void migrates(void)
+{
+	static char state[8 << 20];
+	int group, container, device = open_device(&group, &container), data, copy;
+	size_t size = 0;
+	ssize_t count;
+
+	data = migration_state(device, VFIO_DEVICE_STATE_STOP_COPY);
+	CHECK(data >= 0);
+	struct pollfd ready = { data, POLLIN, 0 };
+	CHECK(poll(&ready, 1, 0) == 1 && (ready.revents & POLLIN));
+	FAILS(lseek(data, 0, SEEK_SET), ESPIPE);
+	FAILS(pread(data, state, 1, 0), ESPIPE);
+	FAILS(write(data, state, 1), EBADF);
+	CHECK(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, data, 0) == MAP_FAILED && errno == ENODEV);
+	copy = dup(data);
+	CHECK(copy >= 0 && copy != data);
+	while ((count = read(size % 2 ? data : copy, state + size, sizeof state - size)) > 0)
+		size += count;
+	CHECK(count == 0 && size > 0);
+	migration_state(device, VFIO_DEVICE_STATE_STOP);
+	FAILS(read(data, state, 1), ENODEV);
+	CHECK(close(copy) == 0 && close(data) == 0);
+	CHECK(ioctl(device, VFIO_DEVICE_RESET) == 0);
+
+	data = migration_state(device, VFIO_DEVICE_STATE_RESUMING);
+	struct iovec parts[] = { { state, size / 2 }, { state + size / 2, size - size / 2 } };
+	for (size_t done = 0; done < size; done += count) {
+		if (done)
+			count = write(data, state + done, size - done);
+		else
+			count = writev(data, parts, 2);
+		CHECK(count > 0);
+	}
+	migration_state(device, VFIO_DEVICE_STATE_RUNNING);
+	close(data);
+	/* In pre-copy the end is a temporary one. */
+	data = migration_state(device, STATE_PRE_COPY);
+	while ((count = read(data, state, sizeof state)) > 0)
+		;
+	CHECK(count == -1 && errno == ENOMSG);
+	close(device);
+}
+
+/* The serial card signals its interrupt. */
+static void interrupts(void)
+{
+	int group, container, device = open_device(&group, &container), event = eventfd(0, 0);
+	uint64_t bar = region_offset(device, 0), count = 0;
+	uint8_t enable = 0x02, byte = 'x';
+	struct {
+		struct vfio_irq_set head;
+		int fd;
+	} set = { { sizeof set, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0, 1 }, 0 };
+	struct pollfd ready = { event, POLLIN, 0 };
+
+	/* Standard input is no eventfd. */
+	FAILS(ioctl(device, VFIO_DEVICE_SET_IRQS, &set), EINVAL);
+	set.fd = event;
+	CHECK(ioctl(device, VFIO_DEVICE_SET_IRQS, &set) == 0);
+	/* The transmitter is empty, which is a cause. */
+	CHECK(pwrite(device, &enable, 1, bar + 1) == 1);
+	CHECK(pwrite(device, &byte, 1, bar) == 1);
+	CHECK(poll(&ready, 1, 10000) == 1 && read(event, &count, 8) == 8 && count >= 1);
+}
+
+/* Stops the device, says so, and waits for the end. */
+static void waits(void)
+{
+	int group, container;
+
+	migration_state(open_device(&group, &container), VFIO_DEVICE_STATE_STOP);
+	puts("stopped");
+	fflush(stdout);
+	for (;;)
+		pause();
+}
+
+/* Makes requests until nobody answers them. */
+static void outlives(void)
+{
+	struct vfio_device_info info = { .argsz = sizeof info };
+	int group, container, device = open_device(&group, &container);
+
+	puts("open");
+	fflush(stdout);
+	while (ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0)
+		;
+	puts(errno == ENOSYS ? "ENOSYS" : strerror(errno));
+}
+
+/* Ends, and leaves a child with the device that ends with its input. */
+static void leaves(void)
+{
+	int group, container, device = open_device(&group, &container);
+	char byte;
+
+	if (fork() == 0) {
+		while (read(0, &byte, 1) > 0)
+			;
+		check_config(device);
+		puts("done");
+		exit(0);
+	}
+}
+
+int main(int count, char **arguments)
+{
+	static const struct {
+		const char *name;
+		void (*act)(void);
+	} acts[] = { { "group", group },       { "cdev", cdev },	     { "memory", memory },
+		     { "faults", faults },     { "dups", dups },	     { "reopens", reopens },
+		     { "threads", threads },   { "forks", forks },	     { "passes", passes },
+		     { "signals", signals },   { "others", others },	     { "migrates", migrates },
+		     { "waits", waits },       { "interrupts", interrupts }, { "leaves", leaves },
+		     { "outlives", outlives } };
+	size_t known = sizeof acts / sizeof *acts, act;
+
+	CHECK(count == 3);
+	address = arguments[1];
+	if (strncmp(arguments[2], "inherited:", 10) == 0) {
+		check_config(atoi(arguments[2] + 10));
+		return 0;
+	}
+	for (act = 0; act < known && strcmp(acts[act].name, arguments[2]); act++)
+		;
+	CHECK(act < known);
+	acts[act].act();
+	return 0;
+}

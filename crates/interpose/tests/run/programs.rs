@@ -1,0 +1,41 @@
+//! The program in C does what programs do with VFIO, on a serial card and on a DMA engine: each act checks every answer.
+
+use crate::support::{Linked, act};
+
+/// A test for each act, for a program linked either way.
+macro_rules! acts {
+    ($($test:ident: $name:literal on $model:literal;)*) => {
+        mod dynamically_linked {
+            $(#[test]
+            fn $test() {
+                super::act(super::Linked::Dynamically, $name, $model);
+            })*
+        }
+
+        mod statically_linked {
+            $(#[test]
+            fn $test() {
+                super::act(super::Linked::Statically, $name, $model);
+            })*
+        }
+    };
+}
+
+acts! {
+    a_device_is_used_by_group_and_container: "group" on "serial";
+    a_device_is_used_by_its_own_file_and_iommufd: "cdev" on "serial";
+    a_dma_engine_is_used_by_group_and_container: "group" on "accel?state=1MiB";
+    a_dma_engine_is_used_by_its_own_file_and_iommufd: "cdev" on "accel?state=1MiB";
+    memory_of_each_kind_is_mapped: "memory" on "serial";
+    arguments_out_of_memory_are_faults: "faults" on "serial";
+    a_duplicate_is_the_same_open_file: "dups" on "serial";
+    what_is_closed_can_be_opened_at_once: "reopens" on "serial";
+    threads_make_requests_at_a_time: "threads" on "serial";
+    children_and_other_programs_inherit_open_files: "forks" on "serial";
+    an_open_file_is_passed_by_a_socket: "passes" on "serial";
+    signals_do_not_disturb_requests: "signals" on "serial";
+    other_files_are_left_alone_and_a_ring_is_refused: "others" on "serial";
+    a_serial_card_is_saved_and_loaded: "migrates" on "serial";
+    a_dma_engine_is_saved_and_loaded: "migrates" on "accel?state=1MiB";
+    an_interrupt_is_signalled: "interrupts" on "serial";
+}
