@@ -33,8 +33,8 @@ pub(crate) struct Arguments {
     /// address as `,name=0100:00:00.0`. Repeat it for several devices
     #[arg(long = "device", value_name = "MODEL[,name=ADDRESS]", required = true, value_parser = parse_device)]
     devices: Vec<Device>,
-    /// The program, and its arguments
-    #[arg(value_name = "PROGRAM", required = true, last = true)]
+    /// The program and its arguments
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     program: Vec<OsString>,
 }
 

@@ -22,6 +22,7 @@ mod migration;
 mod partial;
 mod reconnect;
 mod resolve;
+mod run;
 mod sandbox;
 mod sentences;
 mod serve;

@@ -1,0 +1,229 @@
+//! `whimbrel run`: unmodified programs, among them this one and QEMU, use a model as a VFIO device of the kernel.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{argument, command, finish, skip};
+
+const WHIMBREL: &str = env!("CARGO_BIN_EXE_whimbrel");
+const ADDRESS: &str = "0100:00:00.0";
+
+/// `whimbrel run` with a device and a program.
+fn run(model: &str, program: &[&str]) -> Command {
+    command(["run", "--device", model, "--"].iter().chain(program))
+}
+
+/// Whether programs can be run here at all; if not, it is said that `what` is left out.
+fn can_run(what: &str) -> bool {
+    let run = finish(run("serial", &["true"]));
+    if run.status == 0 {
+        return true;
+    }
+    skip(what, &run.stderr);
+    false
+}
+
+#[test]
+fn it_ends_with_the_exit_status_of_its_program() {
+    if can_run("the end of a program") {
+        assert_eq!(finish(run("serial", &["sh", "-c", "exit 7"])).status, 7);
+    }
+}
+
+#[test]
+fn it_ends_by_the_signal_that_its_program_ends_by() {
+    if !can_run("the end of a program") {
+        return;
+    }
+    for signal in [15, 9, 11] {
+        let status =
+            run("serial", &["sh", "-c", &format!("kill -{signal} $$")]).stderr(Stdio::null()).status();
+        assert_eq!(status.unwrap().signal(), Some(signal));
+    }
+}
+
+#[test]
+fn its_own_failures_have_the_statuses_of_env() {
+    if !can_run("the errors of a start") {
+        return;
+    }
+    let missing = finish(run("serial", &["/nonexistent/program"]));
+    assert_eq!(missing.status, 127);
+    missing.says(&["error: cannot find /nonexistent/program"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = argument(&folder.path().join("file"));
+    fs::write(&file, "").unwrap();
+    let forbidden = finish(run("serial", &[&file]));
+    assert_eq!(forbidden.status, 126);
+    forbidden.says(&["error: cannot execute", "EACCES: Permission denied"]);
+    let device = "serial,name=0200:00:00.0";
+    let twice = finish(command(["run", "--device", device, "--device", device, "--", "true"]));
+    assert_eq!(twice.status, 125);
+    twice.says(&["error: device address 0200:00:00.0 is in use", "hint: choose another address"]);
+}
+
+#[test]
+fn wrong_usage_is_told_apart() {
+    finish(run("serial,name=first", &["true"])).misused().says(&["expected the address of a PCI function"]);
+    finish(run("parallel", &["true"])).misused().says(&["unknown model 'parallel'"]);
+    finish(command(["run", "--device", "serial"])).misused().says(&["PROGRAM"]);
+}
+
+#[test]
+fn a_second_listener_is_refused_by_name() {
+    if !can_run("a run within a run") {
+        return;
+    }
+    let within = finish(run("serial", &[WHIMBREL, "run", "--device", "serial", "--", "true"]));
+    assert_eq!(within.status, 125);
+    within
+        .says(&["error: cannot install a seccomp filter with a listener: EBUSY", "start this outside of it"]);
+}
+
+/// Starts a run whose program says that it is ready, and waits for that.
+fn started(mut command: Command) -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    (child, output)
+}
+
+#[test]
+fn a_signal_sent_to_it_is_passed_on_to_its_program() {
+    if !can_run("a signal to a run") {
+        return;
+    }
+    let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done";
+    let (mut child, _) = started(run("serial", &["sh", "-c", script]));
+    kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+}
+
+#[test]
+fn a_child_that_outlives_the_program_without_a_device_keeps_nobody_waiting() {
+    if !can_run("the end of a program") {
+        return;
+    }
+    // The child ends with its input, which this test has.
+    let mut command = run("serial", &["sh", "-c", "cat > /dev/null <&0 & echo ready; exit 3"]);
+    command.stdin(Stdio::piped());
+    let (mut child, _) = started(command);
+    let input = child.stdin.take();
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    drop(input);
+}
+
+#[test]
+fn it_passes_the_conformance_suite_as_a_device_of_the_kernel() {
+    if !can_run("the conformance suite under run") {
+        return;
+    }
+    for target in [ADDRESS.to_owned(), format!("group:{ADDRESS}")] {
+        let run = finish(run("serial", &[WHIMBREL, "conform", &target]));
+        assert_eq!(run.status, 0, "{target}: {}", run.text());
+        assert!(run.text().contains(", 0 failed, "), "{}", run.text());
+    }
+}
+
+#[test]
+fn a_state_is_saved_and_restored_by_the_programs_of_two_runs() {
+    if !can_run("a saved state") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = argument(&folder.path().join("state"));
+    finish(run("accel?state=2MiB", &[WHIMBREL, "save", ADDRESS, "-o", &file])).succeeded();
+    finish(run("accel?state=2MiB", &[WHIMBREL, "restore", ADDRESS, "-i", &file])).succeeded();
+}
+
+#[test]
+fn a_device_migrates_live_between_the_programs_of_two_runs() {
+    if !can_run("a live migration") {
+        return;
+    }
+    let mut receiver = run("accel?state=2MiB", &[WHIMBREL, "receive", ADDRESS, "--listen", "127.0.0.1:0"]);
+    let mut receiver = receiver.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(receiver.stderr.take().unwrap());
+    let address = loop {
+        let mut line = String::new();
+        assert_ne!(told.read_line(&mut line).unwrap(), 0, "it ended without listening");
+        if let Some(address) = line.strip_prefix("listening at ") {
+            break address.trim_end().to_owned();
+        }
+    };
+    finish(run("accel?state=2MiB", &[WHIMBREL, "send", ADDRESS, "--to", &address])).succeeded();
+    let mut rest = String::new();
+    told.read_to_string(&mut rest).unwrap();
+    assert!(receiver.wait().unwrap().success(), "{rest}");
+}
+
+#[test]
+fn a_user_without_rights_can_use_it() {
+    if !rustix::process::geteuid().is_root() {
+        // All other tests show it.
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // Where it was built, other users may have no access.
+    let program = argument(&folder.path().join("whimbrel"));
+    fs::copy(WHIMBREL, &program).unwrap();
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(folder.path(), permissions).unwrap();
+    let nobody = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(["run", "--device", "serial", "--"]).args(arguments);
+        command.uid(65534).gid(65534).current_dir("/").stdin(Stdio::null());
+        finish(command)
+    };
+    let probe = nobody(&[&program, "conform", ADDRESS]);
+    if probe.status == 125 {
+        return skip("a run without rights", &probe.stderr);
+    }
+    assert_eq!(probe.status, 0, "{}{}", probe.text(), probe.stderr);
+    let group = nobody(&[&program, "conform", &format!("group:{ADDRESS}")]);
+    assert_eq!(group.status, 0, "{}{}", group.text(), group.stderr);
+}
+
+#[test]
+fn a_guest_of_qemu_has_the_device() {
+    const QEMU: &str = "qemu-system-x86_64";
+    if Command::new(QEMU).arg("--version").output().is_err() {
+        return skip("a guest of QEMU under run", "no qemu-system-x86_64 (apt-get install qemu-system-x86)");
+    }
+    if !can_run("a guest of QEMU under run") {
+        return;
+    }
+    let device = format!("vfio-pci,host={ADDRESS}");
+    let options = ["-accel", "tcg", "-m", "64", "-display", "none", "-serial", "none", "-nodefaults"];
+    let program = [&[QEMU], &options[..], &["-monitor", "stdio", "-device", &device]].concat();
+    let mut command = run("serial", &program);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let (mut text, mut output) = (String::new(), BufReader::new(child.stdout.take().unwrap()));
+    // Until the firmware has given the device its ports, which is the guest's own access to it.
+    while !text.contains("BAR0: I/O at 0xc") {
+        if input.write_all(b"info pci\n").is_err() {
+            break;
+        }
+        let mut line = String::new();
+        while output.read_line(&mut line).unwrap() > 0 && !line.contains("BAR0: I/O at") {
+            text.push_str(&line);
+            line.clear();
+        }
+        text.push_str(&line);
+    }
+    // It has ended, if this fails.
+    let _ = input.write_all(b"quit\n");
+    let mut told = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status}; {text}{told}");
+    assert!(text.contains("Serial port: PCI device 4348:3253"), "{text}{told}");
+}
