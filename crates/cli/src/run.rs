@@ -162,7 +162,7 @@ fn end_like(status: ExitStatus) -> ExitCode {
         let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
         let _ = signal_hook::low_level::emulate_default_handler(signal);
         // A signal that cannot be raised: what a shell returns for it.
-        return ExitCode::from((128 + signal) as u8);
+        return ExitCode::from(u8::try_from(128 + signal).unwrap_or(125));
     }
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(125))
 }

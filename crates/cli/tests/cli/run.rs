@@ -101,7 +101,7 @@ fn a_signal_sent_to_it_is_passed_on_to_its_program() {
     }
     let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done";
     let (mut child, _) = started(run("serial", &["sh", "-c", script]));
-    kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::TERM).unwrap();
+    kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(9));
 }
 

@@ -62,7 +62,7 @@ enum Line {
 pub(super) fn filter(first_data_file: u32) -> Vec<sock_filter> {
     use Line::{Begin, Jump, Load, Mask, Return, Shift};
     use To::{Allow, Next, Notify};
-    let equal = |number: libc::c_long, to| Jump(BPF_JEQ, number as u32, to, Next);
+    let equal = |number: libc::c_long, to| Jump(BPF_JEQ, number.cast_unsigned() as u32, to, Next);
     let file = To::Block(Block::File);
     let offset = To::Block(Block::Offset);
     assemble(&[
@@ -163,7 +163,7 @@ mod tests {
     /// A system call as a filter sees it.
     fn call(number: libc::c_long, arguments: [u64; 5]) -> [u8; 64] {
         let mut data = [0; 64];
-        data[..4].copy_from_slice(&(number as u32).to_ne_bytes());
+        data[..4].copy_from_slice(&(number.cast_unsigned() as u32).to_ne_bytes());
         data[4..8].copy_from_slice(&ARCH.to_ne_bytes());
         for (index, argument) in arguments.iter().enumerate() {
             data[16 + 8 * index..24 + 8 * index].copy_from_slice(&argument.to_ne_bytes());
@@ -244,10 +244,10 @@ mod tests {
     #[test]
     fn a_duplicate_of_a_stream_is_ours_and_its_other_controls_are_not() {
         for control in [libc::F_DUPFD, libc::F_DUPFD_CLOEXEC] {
-            assert!(is_ours(libc::SYS_fcntl, [FIRST.into(), control as u64, 0, 0, 0]));
-            assert!(!is_ours(libc::SYS_fcntl, [3, control as u64, 0, 0, 0]));
+            assert!(is_ours(libc::SYS_fcntl, [FIRST.into(), control.cast_unsigned().into(), 0, 0, 0]));
+            assert!(!is_ours(libc::SYS_fcntl, [3, control.cast_unsigned().into(), 0, 0, 0]));
         }
-        assert!(!is_ours(libc::SYS_fcntl, [FIRST.into(), libc::F_GETFL as u64, 0, 0, 0]));
+        assert!(!is_ours(libc::SYS_fcntl, [FIRST.into(), libc::F_GETFL.cast_unsigned().into(), 0, 0, 0]));
     }
 
     #[test]

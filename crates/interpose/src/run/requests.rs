@@ -85,47 +85,69 @@ fn is_quick_request(number: u32) -> bool {
     quick.iter().any(|request| request.number() == number)
 }
 
-/// Answers a call.
-pub(super) fn answer(data: &seccomp_data, caller: &mut TaskCaller<'_>) -> Answer {
+/// Answers a call. `open` is the open file behind its first argument, if it is known.
+pub(super) fn answer(
+    data: &seccomp_data,
+    open: Option<&Arc<OpenFile>>,
+    caller: &mut TaskCaller<'_>,
+) -> Answer {
     let fd = data.args[0] as c_int;
     let (address, length, offset) = (data.args[1], data.args[2], data.args[3]);
     match c_long::from(data.nr) {
         libc::SYS_ioctl if data.args[1] as u32 == KVM_SET_DEVICE_ATTR => {
-            kvm_attribute(fd, data.args[2], caller)
+            return kvm_attribute(fd, data.args[2], caller);
         }
-        libc::SYS_ioctl => ioctl(fd, data.args[1] as u32, data.args[2], caller),
-        libc::SYS_pread64 => region(fd, One(address, length), offset, caller, read_region),
-        libc::SYS_pwrite64 => region(fd, One(address, length), offset, caller, write_region),
-        libc::SYS_preadv | libc::SYS_preadv2 => {
-            region(fd, Several(address, length), offset, caller, read_region)
-        }
-        libc::SYS_pwritev | libc::SYS_pwritev2 => {
-            region(fd, Several(address, length), offset, caller, write_region)
-        }
-        libc::SYS_read => stream(fd, One(address, length), caller, read_stream),
-        libc::SYS_write => stream(fd, One(address, length), caller, write_stream),
-        libc::SYS_readv => stream(fd, Several(address, length), caller, read_stream),
-        libc::SYS_writev => stream(fd, Several(address, length), caller, write_stream),
-        libc::SYS_lseek if is_stream(fd, caller) => Answer::Error(Errno::ESPIPE),
-        libc::SYS_mmap if is_stream(data.args[4] as c_int, caller) => Answer::Error(Errno::ENODEV),
-        libc::SYS_dup if is_stream(fd, caller) => duplicate(fd, 0, false, caller),
-        libc::SYS_fcntl if is_stream(fd, caller) => {
-            duplicate(fd, data.args[2], data.args[1] as c_int == libc::F_DUPFD_CLOEXEC, caller)
-        }
+        libc::SYS_ioctl => return ioctl(fd, open, data.args[1] as u32, data.args[2], caller),
+        libc::SYS_mmap if maps_stream(data, caller) => return Answer::Error(Errno::ENODEV),
         libc::SYS_io_uring_setup => {
             TOLD_OF_RING.call_once(|| {
                 tracing::warn!(
                     "the program asks for an io_uring: refused (ENOSYS), its requests could not be seen"
                 );
             });
-            Answer::Error(Errno::ENOSYS)
+            return Answer::Error(Errno::ENOSYS);
         }
+        _ => {}
+    }
+    let Some(open) = open else { return Answer::Continue };
+    let (one, several) = (One(address, length), Several(address, length));
+    match (c_long::from(data.nr), &open.object) {
+        (libc::SYS_pread64, Object::Device(_) | Object::Cdev(_)) => {
+            region(open, one, offset, caller, read_region)
+        }
+        (libc::SYS_pwrite64, Object::Device(_) | Object::Cdev(_)) => {
+            region(open, one, offset, caller, write_region)
+        }
+        (libc::SYS_preadv | libc::SYS_preadv2, Object::Device(_) | Object::Cdev(_)) => {
+            region(open, several, offset, caller, read_region)
+        }
+        (libc::SYS_pwritev | libc::SYS_pwritev2, Object::Device(_) | Object::Cdev(_)) => {
+            region(open, several, offset, caller, write_region)
+        }
+        (libc::SYS_read, Object::Data(data)) => stream(data, one, caller, read_stream),
+        (libc::SYS_write, Object::Data(data)) => stream(data, one, caller, write_stream),
+        (libc::SYS_readv, Object::Data(data)) => stream(data, several, caller, read_stream),
+        (libc::SYS_writev, Object::Data(data)) => stream(data, several, caller, write_stream),
+        (libc::SYS_dup, Object::Data(_)) => duplicate(fd, 0, false, caller),
+        (libc::SYS_fcntl, Object::Data(_)) => {
+            duplicate(fd, data.args[2], data.args[1] as c_int == libc::F_DUPFD_CLOEXEC, caller)
+        }
+        // lseek, pread and pwrite: a stream has no position.
+        (_, Object::Data(_)) => Answer::Error(Errno::ESPIPE),
         _ => Answer::Continue,
     }
 }
 
-fn ioctl(fd: i32, number: u32, argument: u64, caller: &mut TaskCaller<'_>) -> Answer {
-    let open = match caller.files.find(&caller.task, fd) {
+fn ioctl(
+    fd: i32,
+    open: Option<&Arc<OpenFile>>,
+    number: u32,
+    argument: u64,
+    caller: &mut TaskCaller<'_>,
+) -> Answer {
+    let found =
+        open.map_or_else(|| caller.files.find(&caller.task, fd), |open| Ok(Found::Open(open.clone())));
+    let open = match found {
         Ok(Found::Open(open)) => open,
         Ok(Found::Other) => return Answer::Continue,
         Err(errno) => return Answer::Error(errno),
@@ -207,22 +229,23 @@ impl Buffers {
                 Err(errno) => return Err(errno),
             }
         }
-        Ok(done as i64)
+        Ok(done.cast_signed())
     }
 }
 
 type RegionAccess = fn(&DeviceFile, u32, u64, u64, usize, &TaskCaller<'_>) -> Result<usize, Errno>;
 
-/// Makes an access at an offset past [`REGIONS`], if it is to a device.
-fn region(fd: i32, buffers: Buffers, offset: u64, caller: &TaskCaller<'_>, access: RegionAccess) -> Answer {
-    let Some(open) = known(fd, caller) else { return Answer::Continue };
-    match &open.object {
-        Object::Device(_) | Object::Cdev(_) if offset >= REGIONS => {}
-        Object::Data(_) => return Answer::Error(Errno::ESPIPE),
-        _ => return Answer::Continue,
-    }
+/// Makes an access to a region of a device.
+fn region(
+    open: &OpenFile,
+    buffers: Buffers,
+    offset: u64,
+    caller: &TaskCaller<'_>,
+    access: RegionAccess,
+) -> Answer {
+    let Some(offset) = offset.checked_sub(REGIONS) else { return Answer::Continue };
     let result = open.device().and_then(|device| {
-        let (index, start) = split_offset(offset.wrapping_sub(REGIONS));
+        let (index, start) = split_offset(offset);
         buffers.each(caller, |address, length, done| {
             let at = start.checked_add(done).ok_or(Errno::EINVAL)?;
             access(device, index, at, address, length, caller)
@@ -267,10 +290,8 @@ fn bytes_in(device: &DeviceFile, index: u32, at: u64, length: usize) -> Result<u
 
 type StreamAccess = fn(&DataFile, u64, usize, &TaskCaller<'_>) -> Result<usize, Errno>;
 
-/// Makes a read or write, if it is of a data file.
-fn stream(fd: i32, buffers: Buffers, caller: &TaskCaller<'_>, access: StreamAccess) -> Answer {
-    let Some(open) = known(fd, caller) else { return Answer::Continue };
-    let Object::Data(data) = &open.object else { return Answer::Continue };
+/// Makes a read or write of a data file.
+fn stream(data: &DataFile, buffers: Buffers, caller: &TaskCaller<'_>, access: StreamAccess) -> Answer {
     buffers.each(caller, |address, length, _| access(data, address, length, caller)).into()
 }
 
@@ -310,11 +331,9 @@ fn duplicate(fd: i32, least: u64, close_on_exec: bool, caller: &TaskCaller<'_>) 
     installed.into()
 }
 
-fn is_stream(fd: i32, caller: &TaskCaller<'_>) -> bool {
-    known(fd, caller).is_some_and(|open| matches!(open.object, Object::Data(_)))
-}
-
-/// Returns the open file behind a descriptor, if it is known.
-fn known(fd: i32, caller: &TaskCaller<'_>) -> Option<Arc<OpenFile>> {
-    caller.files.known(&caller.task.stat(fd).ok()?)
+/// Returns whether a mapping is one of a data file.
+fn maps_stream(data: &seccomp_data, caller: &TaskCaller<'_>) -> bool {
+    let stat = caller.task.stat(data.args[4] as c_int).ok();
+    let open = stat.and_then(|stat| caller.files.known(&stat));
+    open.is_some_and(|open| matches!(open.object, Object::Data(_)))
 }

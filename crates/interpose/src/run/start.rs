@@ -93,7 +93,8 @@ fn prepare(socket: BorrowedFd<'_>, maps: &IdMaps, setup: &mut Setup) -> io::Resu
     if let Err((stage, errno)) = done {
         let (code, detail) = encode(stage);
         // If this process cannot tell, std's error alone does.
-        let _ = send(socket, &message([code, detail, errno.raw_os_error() as u32]), SendFlags::NOSIGNAL);
+        let _ =
+            send(socket, &message([code, detail, errno.raw_os_error().cast_unsigned()]), SendFlags::NOSIGNAL);
         return Err(io::Error::from_raw_os_error(errno.raw_os_error()));
     }
     let mut answer = [0];
@@ -115,7 +116,7 @@ fn set_up(socket: BorrowedFd<'_>, maps: &IdMaps, setup: &mut Setup) -> Result<()
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    let pid = rustix::process::getpid().as_raw_nonzero().get() as u32;
+    let pid = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
     let bytes = message([0, pid, 0]);
     sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL).map_err(at_listener)?;
     Ok(())
@@ -142,7 +143,7 @@ fn welcome<T>(
             Stage::Layout(number) => steps.get(number as usize).map(|step| format!("{step:?}")),
             _ => None,
         };
-        let errno = whimbrel_device::Errno::new(errno as i32).unwrap_or(whimbrel_device::Errno::EIO);
+        let errno = whimbrel_device::Errno::new(errno.cast_signed()).unwrap_or(whimbrel_device::Errno::EIO);
         return Err(RunError::Start { stage, errno, step });
     }
     let mut descriptors = control.drain().flat_map(|message| match message {

@@ -18,7 +18,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use whimbrel_device::Errno;
 
 use super::caller::TaskCaller;
-use super::files::Files;
+use super::files::{Files, OpenFile};
 use super::requests::{self, Answer};
 use super::system::{receive, send};
 use super::task::Task;
@@ -160,10 +160,9 @@ impl Shared {
     /// Answers a call, or passes it to a worker.
     fn take(self: &Arc<Shared>, call: seccomp_notif) {
         if self.slow.load(Ordering::Acquire) == 0 {
-            let task = self.task(&call);
-            let open = task.stat(call.data.args[0] as i32).ok().and_then(|stat| self.files.known(&stat));
-            if open.is_some_and(|open| requests::is_quick(&call.data, &open)) {
-                self.answer(&call);
+            let open = self.open_file(&call);
+            if open.as_ref().is_some_and(|open| requests::is_quick(&call.data, open)) {
+                self.answer(&call, open.as_ref());
                 return;
             }
         }
@@ -211,7 +210,7 @@ impl Shared {
                 continue;
             };
             drop(queue);
-            self.answer(&call);
+            self.answer(&call, self.open_file(&call).as_ref());
             self.slow.fetch_sub(1, Ordering::AcqRel);
             queue = self.queue.lock();
         }
@@ -238,11 +237,16 @@ impl Shared {
         Task::new(self.listener.as_fd(), call.id, call.pid)
     }
 
-    fn answer(&self, call: &seccomp_notif) {
+    /// Returns the open file behind the first argument of a call, if it is known.
+    fn open_file(&self, call: &seccomp_notif) -> Option<Arc<OpenFile>> {
+        self.files.known(&self.task(call).stat(call.data.args[0] as i32).ok()?)
+    }
+
+    fn answer(&self, call: &seccomp_notif, open: Option<&Arc<OpenFile>>) {
         let task = self.task(call);
         let mut caller = TaskCaller { task, files: &self.files, first_data_file: self.first_data_file };
         // The program is not to wait forever for a request that went wrong here.
-        let answer = catch_unwind(AssertUnwindSafe(|| requests::answer(&call.data, &mut caller)));
+        let answer = catch_unwind(AssertUnwindSafe(|| requests::answer(&call.data, open, &mut caller)));
         self.respond(call.id, answer.unwrap_or(Answer::Error(Errno::EIO)));
     }
 

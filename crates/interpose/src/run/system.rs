@@ -60,9 +60,9 @@ pub(super) fn receive(listener: BorrowedFd<'_>) -> Result<seccomp_notif, Errno> 
     // SAFETY: numbers alone, of which 0 is a value each; the kernel demands zeros.
     let mut notification: seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: the request writes one such structure.
-    result(
-        unsafe { libc::ioctl(listener.as_raw_fd(), SECCOMP_IOCTL_NOTIF_RECV, &raw mut notification) }.into(),
-    )?;
+    let received =
+        unsafe { libc::ioctl(listener.as_raw_fd(), SECCOMP_IOCTL_NOTIF_RECV, &raw mut notification) };
+    result(received.into())?;
     Ok(notification)
 }
 

@@ -42,7 +42,7 @@ impl FileId {
 
 impl<'a> Task<'a> {
     pub(super) fn new(listener: BorrowedFd<'a>, id: u64, pid: u32) -> Task<'a> {
-        Task { listener, id, pid: pid as i32 }
+        Task { listener, id, pid: pid.cast_signed() }
     }
 
     /// Returns whether its call still waits.
@@ -130,7 +130,7 @@ impl<'a> Task<'a> {
 
     /// Returns whether one of its descriptors is the same open file as one of this process.
     pub(super) fn has_open(&self, fd: i32, file: BorrowedFd<'_>) -> bool {
-        is_same_open_file((self.pid, fd), (std::process::id() as i32, file))
+        is_same_open_file((self.pid, fd), (std::process::id().cast_signed(), file))
     }
 
     /// Installs a descriptor, and returns its number.
@@ -148,8 +148,8 @@ impl<'a> Task<'a> {
         let request = seccomp_notif_addfd {
             id: self.id,
             flags: if number.is_some() { SECCOMP_ADDFD_FLAG_SETFD as u32 } else { 0 },
-            srcfd: file.as_raw_fd() as u32,
-            newfd: number.unwrap_or(0) as u32,
+            srcfd: file.as_raw_fd().cast_unsigned(),
+            newfd: number.unwrap_or(0).cast_unsigned(),
             newfd_flags: if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 },
         };
         Ok(add_descriptor(self.listener, request)?)

@@ -13,7 +13,7 @@ use whimbrel_models::Model;
 use crate::support::{ADDRESS, Linked, command, program, said, spawn, spawn_act, wait};
 
 fn pid(child: &Child) -> Pid {
-    Pid::from_raw(child.id() as i32).unwrap()
+    Pid::from_raw(child.id().cast_signed()).unwrap()
 }
 
 #[test]
