@@ -162,7 +162,7 @@ impl Shared {
         if self.slow.load(Ordering::Acquire) == 0 {
             let open = self.open_file(&call);
             if open.as_ref().is_some_and(|open| requests::is_quick(&call.data, open)) {
-                self.answer(&call, open.as_ref());
+                self.answer(&call, open);
                 return;
             }
         }
@@ -210,7 +210,7 @@ impl Shared {
                 continue;
             };
             drop(queue);
-            self.answer(&call, self.open_file(&call).as_ref());
+            self.answer(&call, self.open_file(&call));
             self.slow.fetch_sub(1, Ordering::AcqRel);
             queue = self.queue.lock();
         }
@@ -242,11 +242,14 @@ impl Shared {
         self.files.known(&self.task(call).stat(call.data.args[0] as i32).ok()?)
     }
 
-    fn answer(&self, call: &seccomp_notif, open: Option<&Arc<OpenFile>>) {
+    fn answer(&self, call: &seccomp_notif, open: Option<Arc<OpenFile>>) {
         let task = self.task(call);
         let mut caller = TaskCaller { task, files: &self.files, first_data_file: self.first_data_file };
         // The program is not to wait forever for a request that went wrong here.
-        let answer = catch_unwind(AssertUnwindSafe(|| requests::answer(&call.data, open, &mut caller)));
+        let answer =
+            catch_unwind(AssertUnwindSafe(|| requests::answer(&call.data, open.as_ref(), &mut caller)));
+        // What the program closes after its answer is closed: nobody here may have it then.
+        drop(open);
         self.respond(call.id, answer.unwrap_or(Answer::Error(Errno::EIO)));
     }
 
