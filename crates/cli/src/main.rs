@@ -65,8 +65,8 @@ A TARGET names a device:
                              size of its state, rate of change per second
 
 Results go to stdout, everything else to stderr.
-Exit status: 0 done, 1 failed, 2 wrong usage; conform also 3, nothing could be tested; trace that of
-its program, 125 if the trace itself failed.
+Exit status: 0 done, 1 failed, 2 wrong usage; conform also 3, nothing could be tested; run and trace
+that of their program, 125 if they failed themselves.
 
 Examples:
   whimbrel devices
