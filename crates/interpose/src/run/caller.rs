@@ -14,6 +14,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::files::{Files, Found, Object, OpenFile};
 use super::filter::REGIONS;
+use super::forks;
 use super::memory::{self, ProgramMemory};
 use super::task::Task;
 
@@ -51,6 +52,7 @@ impl TaskCaller<'_> {
         object: Object,
         install: impl FnOnce(&File) -> Result<i32, Errno>,
     ) -> Result<i32, Errno> {
+        let _passing = forks::passing_file();
         let file = self.files.add(object)?;
         install(&file).inspect_err(|_| {
             if let Ok(stat) = fstat(&file) {

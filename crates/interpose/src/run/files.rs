@@ -25,6 +25,7 @@ use whimbrel_device::{
 };
 use whimbrel_protocol::session::Direction;
 
+use super::forks;
 use super::task::{FileId, Task};
 
 /// Open files that a program may have at a time.
@@ -181,6 +182,7 @@ impl Files {
             return Err(Errno::EBADF);
         }
         let open = self.open(task, fd, node, origin)?;
+        let _passing = forks::passing_file();
         let file = self.identify(&open)?;
         task.install_at(fd, &file, task.is_closed_at_exec(fd))?;
         Ok(Found::Open(open))

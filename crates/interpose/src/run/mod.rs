@@ -51,6 +51,7 @@ mod device;
 mod error;
 mod files;
 mod filter;
+mod forks;
 mod host;
 mod layout;
 mod maps;

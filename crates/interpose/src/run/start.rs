@@ -25,6 +25,7 @@ use rustix::net::{
 };
 
 use super::error::{RunError, Stage};
+use super::forks;
 use super::layout::Step;
 use super::namespace::{self, IdMaps};
 use super::system::{install_filter, wake_on_same_processor};
@@ -70,7 +71,9 @@ pub(super) fn start<T: Send>(
     std::thread::scope(|scope| {
         let welcome = move || welcome(&ours, serve, &setup.steps);
         let served = std::thread::Builder::new().name("start".into()).spawn_scoped(scope, welcome)?;
+        let forking = forks::forking();
         let spawned = command.spawn();
+        drop(forking);
         // With it goes the other end of the socket in this process: if the program's process is gone, the wait for it ends.
         drop(command);
         match (spawned, served.join().unwrap_or(Ok(None))) {

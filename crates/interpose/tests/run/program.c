@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <linux/vfio.h>
 #include <poll.h>
 #include <pthread.h>
@@ -550,6 +551,33 @@ static void interrupts(void)
 	CHECK(poll(&ready, 1, 10000) == 1 && read(event, &count, 8) == 8 && count >= 1);
 }
 
+/* KVM is told of the program's VFIO files, and refuses others. */
+static void kvm(void)
+{
+	struct kvm_create_device create = { .type = KVM_DEV_TYPE_VFIO };
+	int32_t file = open_group(), other = memfd_create("file", 0);
+	struct kvm_device_attr attribute = { .group = KVM_DEV_VFIO_GROUP, .attr = KVM_DEV_VFIO_GROUP_ADD };
+	int machine, system = open("/dev/kvm", O_RDWR);
+
+	if (system < 0) {
+		puts("no KVM");
+		return;
+	}
+	machine = ioctl(system, KVM_CREATE_VM, 0);
+	CHECK(machine >= 0);
+	if (ioctl(machine, KVM_CREATE_DEVICE, &create)) {
+		puts("no VFIO in KVM");
+		return;
+	}
+	attribute.addr = (uintptr_t)&file;
+	CHECK(ioctl(create.fd, KVM_SET_DEVICE_ATTR, &attribute) == 0);
+	attribute.addr = (uintptr_t)&other;
+	CHECK(ioctl(create.fd, KVM_SET_DEVICE_ATTR, &attribute) == -1);
+	attribute.attr = KVM_DEV_VFIO_GROUP_DEL;
+	attribute.addr = (uintptr_t)&file;
+	CHECK(ioctl(create.fd, KVM_SET_DEVICE_ATTR, &attribute) == 0);
+}
+
 /* Stops the device, says so, and waits for the end. */
 static void waits(void)
 {
@@ -599,7 +627,8 @@ int main(int count, char **arguments)
 		     { "faults", faults },     { "dups", dups },	     { "reopens", reopens },
 		     { "threads", threads },   { "forks", forks },	     { "passes", passes },
 		     { "signals", signals },   { "others", others },	     { "migrates", migrates },
-		     { "waits", waits },       { "interrupts", interrupts }, { "leaves", leaves },
+		     { "waits", waits },       { "interrupts", interrupts }, { "kvm", kvm },
+		     { "leaves", leaves },
 		     { "outlives", outlives } };
 	size_t known = sizeof acts / sizeof *acts, act;
 
