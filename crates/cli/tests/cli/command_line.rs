@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "demo",
     "devices",
     "probe",
@@ -21,6 +21,7 @@ const COMMANDS: [&str; 18] = [
     "fsm",
     "inspect",
     "abi",
+    "run",
     "trace",
     "completions",
     "man",

@@ -40,7 +40,7 @@ impl Child {
         self.process.try_wait()
     }
 
-    /// Waits until neither the program nor a descendant of it has a VFIO file open, or until [`Child::stop`].
+    /// Waits until neither the program nor a descendant of it has a VFIO file open, or until [`Stopper::stop`].
     pub fn wait_until_unused(&self) {
         self.supervisor.wait_until_unused();
     }

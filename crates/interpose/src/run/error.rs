@@ -58,13 +58,13 @@ pub enum RunError {
         errno: Errno,
     },
     /// A step of the program's process failed.
-    #[error("cannot {stage}: {errno}")]
+    #[error("cannot {stage}{}: {errno}", step.as_ref().map_or_else(String::new, |step| format!(" ({step})")))]
     Start {
         /// The step.
         stage: Stage,
         /// The errno of the step; EPERM may have several reasons.
         errno: Errno,
-        /// The layout's step that failed, for a bug report.
+        /// The mount or file that failed, if it is one.
         step: Option<String>,
     },
     /// The program's process cannot be accessed.

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -234,11 +235,16 @@ impl Files {
         self.table.lock().identities.is_empty()
     }
 
-    /// Waits until the program has no file open, or until `is_over`, which is asked again after [`Files::wake`].
-    pub(super) fn wait_until_empty(&self, is_over: impl Fn() -> bool) {
+    /// Waits until the program has no file open, or until the deadline, or until `is_over`, which is asked again after
+    /// [`Files::wake`].
+    pub(super) fn wait_until_empty(&self, deadline: Option<Instant>, is_over: impl Fn() -> bool) {
         let mut table = self.table.lock();
         while !table.identities.is_empty() && !is_over() {
-            self.emptied.wait(&mut table);
+            match deadline {
+                None => self.emptied.wait(&mut table),
+                Some(deadline) if self.emptied.wait_until(&mut table, deadline).timed_out() => return,
+                Some(_) => {}
+            }
         }
     }
 

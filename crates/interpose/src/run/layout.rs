@@ -5,6 +5,7 @@
 //! `/dev`. Then the stage is unmounted; what was laid over keeps it.
 
 use std::ffi::CString;
+use std::fmt;
 
 use super::device::Placed;
 
@@ -32,6 +33,22 @@ pub(super) enum Step {
     Overlay(CString, CString),
     /// Unmounts what was mounted last at a path.
     Unmount(CString),
+}
+
+/// The step in few words.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, path) = match self {
+            Step::Tmpfs(path) => ("tmpfs", path),
+            Step::Folder(path) => ("folder", path),
+            Step::File(path, _) => ("file", path),
+            Step::Link(_, path) => ("link", path),
+            Step::Bind(_, path) => ("bind mount", path),
+            Step::Overlay(_, path) => ("overlay", path),
+            Step::Unmount(path) => ("unmount", path),
+        };
+        write!(f, "{what} at {}", path.to_string_lossy())
+    }
 }
 
 /// An entry at the top of the host's `/dev`.

@@ -110,6 +110,10 @@ pub(super) fn answer(
         _ => {}
     }
     let Some(open) = open else { return Answer::Continue };
+    if let Object::Data(_) = &open.object {
+        // The close of its device ends it.
+        caller.files.read_closes();
+    }
     let (one, several) = (One(address, length), Several(address, length));
     match (c_long::from(data.nr), &open.object) {
         (libc::SYS_pread64, Object::Device(_) | Object::Cdev(_)) => {
@@ -153,7 +157,7 @@ fn ioctl(
         Err(errno) => return Answer::Error(errno),
     };
     // What was closed before this request is closed for it.
-    if !matches!(&open.object, Object::Device(_) | Object::Data(_)) && !is_quick_request(number) {
+    if !is_quick_request(number) {
         caller.files.read_closes();
     }
     let result = match &open.object {

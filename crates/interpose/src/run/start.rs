@@ -143,7 +143,7 @@ fn welcome<T>(
     let [code, detail, errno] = numbers(bytes);
     if let Some(stage) = decode(code, detail) {
         let step = match stage {
-            Stage::Layout(number) => steps.get(number as usize).map(|step| format!("{step:?}")),
+            Stage::Layout(number) => steps.get(number as usize).map(Step::to_string),
             _ => None,
         };
         let errno = whimbrel_device::Errno::new(errno.cast_signed()).unwrap_or(whimbrel_device::Errno::EIO);

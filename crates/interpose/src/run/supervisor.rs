@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use libc::{SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_notif, seccomp_notif_resp};
 use parking_lot::{Condvar, Mutex};
@@ -25,6 +26,9 @@ use super::task::Task;
 
 /// Workers at a time. More requests than these can wait only for each other, or for memory that the program keeps back.
 const MAX_WORKERS: usize = 32;
+
+/// The longest that files stay open once no task is left: another process may have them, which can make no requests.
+const LATE_CLOSES: Duration = Duration::from_secs(2);
 
 /// The state that the threads share.
 #[derive(Debug)]
@@ -82,7 +86,7 @@ impl Supervisor {
     pub(super) fn wait_until_unused(&self) {
         // What was closed before now counts.
         self.shared.files.read_closes();
-        self.shared.files.wait_until_empty(|| self.shared.is_over.load(Ordering::Acquire));
+        self.shared.files.wait_until_empty(None, || self.shared.is_over.load(Ordering::Acquire));
     }
 
     /// Returns a handle that ends everything.
@@ -151,6 +155,9 @@ impl Shared {
                     }
                 }
             } else if call.intersects(PollFlags::HUP | PollFlags::ERR) {
+                // Tasks let go of the listener before they close their files.
+                let deadline = Instant::now() + LATE_CLOSES;
+                self.files.wait_until_empty(Some(deadline), || self.is_over.load(Ordering::Acquire));
                 break;
             }
         }
