@@ -216,7 +216,7 @@ fn a_write_of_a_device_that_works_in_p2p_is_made_once_though_it_cannot_stop() {
 fn a_device_without_migration_says_so_at_once() {
     let (sender, _seen) = channel();
     let copier = Copier { is_write: true, due: None, seen: sender };
-    let device = DeviceFile::new("copier", |_| NoMigration(copier));
+    let device = DeviceFile::new("copier", |_| Limited { copier, resets: true, migrates: false });
     let (asked, answer) = slow(&device, true);
     let device = WorkingDevice::start(device).unwrap();
     device.write_region(0, 0, &0x10_u64.to_ne_bytes()).unwrap();

@@ -84,47 +84,20 @@ impl Driver for Copier {
     }
 }
 
-/// A copier that cannot migrate.
-pub(super) struct NoMigration(pub(super) Copier);
-
-impl Driver for NoMigration {
-    fn info(&self) -> Info {
-        self.0.info()
-    }
-
-    fn region(&self, index: u32) -> Result<Region, Errno> {
-        self.0.region(index)
-    }
-
-    fn write_region(
-        &mut self,
-        context: &Context,
-        index: u32,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<usize, Errno> {
-        self.0.write_region(context, index, offset, data)
-    }
-
-    fn close_device(&mut self, context: &Context) {
-        self.0.close_device(context);
-    }
-
-    fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
-        Some(&mut self.0)
-    }
+/// A copier that cannot be reset, or cannot migrate.
+pub(super) struct Limited {
+    pub(super) copier: Copier,
+    pub(super) resets: bool,
+    pub(super) migrates: bool,
 }
 
-/// A copier that cannot be reset.
-pub(super) struct NoReset(pub(super) Copier);
-
-impl Driver for NoReset {
+impl Driver for Limited {
     fn info(&self) -> Info {
-        Info::new(DeviceInfoFlags::PCI).num_regions(1)
+        if self.resets { self.copier.info() } else { Info::new(DeviceInfoFlags::PCI).num_regions(1) }
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
-        self.0.region(index)
+        self.copier.region(index)
     }
 
     fn write_region(
@@ -134,19 +107,19 @@ impl Driver for NoReset {
         offset: u64,
         data: &[u8],
     ) -> Result<usize, Errno> {
-        self.0.write_region(context, index, offset, data)
+        self.copier.write_region(context, index, offset, data)
     }
 
     fn close_device(&mut self, context: &Context) {
-        self.0.close_device(context);
+        self.copier.close_device(context);
     }
 
     fn migration(&mut self) -> Option<&mut dyn Migration> {
-        Some(&mut self.0)
+        if self.migrates { Some(&mut self.copier) } else { None }
     }
 
     fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
-        Some(&mut self.0)
+        Some(&mut self.copier)
     }
 }
 

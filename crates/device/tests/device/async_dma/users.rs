@@ -47,7 +47,7 @@ impl Grouped {
 
 #[test]
 fn a_closed_device_hears_nothing_of_its_access_and_the_next_user_need_not_wait_for_it() {
-    let grouped = Grouped::new(|copier| NoReset(copier).into());
+    let grouped = Grouped::new(|copier| Limited { copier, resets: false, migrates: true }.into());
     let rig = &grouped.rig;
     let first = grouped.open();
     rig.begin();
@@ -66,7 +66,7 @@ fn a_closed_device_hears_nothing_of_its_access_and_the_next_user_need_not_wait_f
 
 #[test]
 fn the_rest_of_an_access_does_not_reach_the_next_user() {
-    let grouped = Grouped::new(|copier| NoReset(copier).into());
+    let grouped = Grouped::new(|copier| Limited { copier, resets: false, migrates: true }.into());
     let rig = &grouped.rig;
     let dma = rig.device.bus().dma();
     let first = grouped.open();
