@@ -137,7 +137,7 @@ pub(super) fn call_stop(pid: pid_t) -> io::Result<(CallStop, u32)> {
 /// above all on a virtual processor that has gone idle.
 const POLLED: Duration = Duration::from_micros(50);
 
-/// Waits for a change of any child or tracee of the calling thread; `None` once there are none left.
+/// Waits for a change of any child or tracee of the calling thread; `None` once the last one has ended.
 pub(super) fn wait() -> io::Result<Option<(pid_t, Change)>> {
     let begun = Instant::now();
     loop {
