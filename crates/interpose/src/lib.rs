@@ -3,6 +3,7 @@
 //! [`run`] starts a program on devices of this process. [`trace`] shows the requests that a program makes, on any devices.
 
 pub mod run;
+mod seccomp;
 pub mod trace;
 
 /// The README's example, compiled as a doctest.

@@ -7,6 +7,8 @@ use libc::{
     SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF, sock_filter,
 };
 
+use crate::seccomp::{ARCH, ARCHITECTURE, NUMBER, argument};
+
 /// The offset in a device's file from which on regions lie: no other file has bytes there.
 pub(super) const REGIONS: u64 = 1 << 62;
 
@@ -15,16 +17,6 @@ const VFIO_TYPE: u32 = 0x3b;
 
 /// `KVM_SET_DEVICE_ATTR`, by which a VMM tells KVM of its VFIO files.
 pub(super) const KVM_SET_DEVICE_ATTR: u32 = 0x4018_aee1;
-
-/// `AUDIT_ARCH_X86_64`.
-const ARCH: u32 = 0xc000_003e;
-
-/// Offsets in `struct seccomp_data`; of an argument the lower half, then the upper half.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const fn argument(index: u32) -> u32 {
-    16 + 8 * index
-}
 
 /// The destination of a jump.
 #[derive(Clone, Copy)]
@@ -157,46 +149,16 @@ fn assemble(lines: &[Line]) -> Vec<sock_filter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seccomp::tests;
 
     const FIRST: u32 = 960;
 
-    /// A system call as a filter sees it.
     fn call(number: libc::c_long, arguments: [u64; 5]) -> [u8; 64] {
-        let mut data = [0; 64];
-        data[..4].copy_from_slice(&(number.cast_unsigned() as u32).to_ne_bytes());
-        data[4..8].copy_from_slice(&ARCH.to_ne_bytes());
-        for (index, argument) in arguments.iter().enumerate() {
-            data[16 + 8 * index..24 + 8 * index].copy_from_slice(&argument.to_ne_bytes());
-        }
-        data
+        tests::call(ARCH, number, arguments)
     }
 
-    /// Runs the filter as the kernel does; returns its action and the number of steps.
     fn run(data: [u8; 64]) -> (u32, usize) {
-        let steps = filter(FIRST);
-        let (mut at, mut accumulator, mut taken) = (0, 0u32, 0);
-        loop {
-            let step = &steps[at];
-            (at, taken) = (at + 1, taken + 1);
-            let code = u32::from(step.code);
-            match code & 7 {
-                libc::BPF_LD => {
-                    let from = step.k as usize;
-                    accumulator = u32::from_ne_bytes(data[from..from + 4].try_into().unwrap());
-                }
-                libc::BPF_ALU if code & 0xf0 == BPF_RSH => accumulator >>= step.k,
-                libc::BPF_ALU => accumulator &= step.k,
-                libc::BPF_JMP => {
-                    let holds = match code & 0xf0 {
-                        BPF_JEQ => accumulator == step.k,
-                        BPF_JGE => accumulator >= step.k,
-                        _ => accumulator > step.k,
-                    };
-                    at += usize::from(if holds { step.jt } else { step.jf });
-                }
-                _ => return (step.k, taken),
-            }
-        }
+        tests::run(&filter(FIRST), data)
     }
 
     fn is_ours(number: libc::c_long, arguments: [u64; 5]) -> bool {

@@ -8,19 +8,7 @@ use libc::c_long;
 use seccompiler::{BpfProgram, sock_filter};
 
 use super::calls::{self, When};
-
-/// `AUDIT_ARCH_*` of the processor that this is built for: its number for ELF, 64 bits, little-endian.
-#[cfg(target_arch = "x86_64")]
-pub(super) const ARCH: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-pub(super) const ARCH: u32 = 0xc000_00b7;
-#[cfg(target_arch = "riscv64")]
-pub(super) const ARCH: u32 = 0xc000_00f3;
-
-/// Offsets in `struct seccomp_data`.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const ARGUMENTS: u32 = 16;
+use crate::seccomp::{self, ARCH, ARCHITECTURE, NUMBER};
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -33,11 +21,6 @@ const TRACE: sock_filter = step(RETURN, 0, 0, libc::SECCOMP_RET_TRACE);
 
 const fn step(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
     sock_filter { code, jt, jf, k }
-}
-
-/// Returns the offset of the low half of an argument.
-const fn low(argument: u32) -> u32 {
-    ARGUMENTS + 8 * argument
 }
 
 /// Returns the filter: the calls of VFIO stop, or with `all_io` all calls that may concern a VFIO file.
@@ -67,21 +50,26 @@ fn body(when: When) -> Vec<sock_filter> {
     match when {
         When::Always => vec![TRACE],
         When::Masked { argument, mask, value } => vec![
-            step(LOAD, 0, 0, low(argument)),
+            step(LOAD, 0, 0, seccomp::argument(argument)),
             step(AND, 0, 0, mask),
             step(IF_EQUAL, 0, 1, value),
             TRACE,
             ALLOW,
         ],
         When::OneOf { argument, values: [first, second] } => vec![
-            step(LOAD, 0, 0, low(argument)),
+            step(LOAD, 0, 0, seccomp::argument(argument)),
             step(IF_EQUAL, 1, 0, first),
             step(IF_EQUAL, 0, 1, second),
             TRACE,
             ALLOW,
         ],
         When::HighHalf { argument, least } => {
-            vec![step(LOAD, 0, 0, low(argument) + 4), step(IF_AT_LEAST, 0, 1, least), TRACE, ALLOW]
+            vec![
+                step(LOAD, 0, 0, seccomp::argument(argument) + 4),
+                step(IF_AT_LEAST, 0, 1, least),
+                TRACE,
+                ALLOW,
+            ]
         }
     }
 }
@@ -89,31 +77,17 @@ fn body(when: When) -> Vec<sock_filter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seccomp::tests;
 
-    /// Runs the filter on a call, as the kernel does.
     fn decide(program: &[sock_filter], arch: u32, number: c_long, arguments: [u64; 6]) -> u32 {
-        let mut data = Vec::new();
-        data.extend(word(number).to_le_bytes());
-        data.extend(arch.to_le_bytes());
-        data.extend(0_u64.to_le_bytes());
-        data.extend(arguments.iter().flat_map(|argument| argument.to_le_bytes()));
-        let (mut at, mut a) = (0, 0);
-        loop {
-            let sock_filter { code, jt, jf, k } = program[at];
-            at += 1;
-            let jump = |taken: bool| usize::from(if taken { jt } else { jf });
-            match code {
-                LOAD => {
-                    let bytes = &data[k as usize..][..4];
-                    a = u32::from_le_bytes(bytes.try_into().unwrap());
-                }
-                AND => a &= k,
-                IF_EQUAL => at += jump(a == k),
-                IF_AT_LEAST => at += jump(a >= k),
-                RETURN => return k,
-                _ => panic!("a step with code {code:#x}"),
-            }
-        }
+        let own = |sock_filter { code, jt, jf, k }: &sock_filter| libc::sock_filter {
+            code: *code,
+            jt: *jt,
+            jf: *jf,
+            k: *k,
+        };
+        let steps: Vec<_> = program.iter().map(own).collect();
+        tests::run(&steps, tests::call(arch, number, arguments)).0
     }
 
     fn stops(all_io: bool, number: c_long, arguments: [u64; 6]) -> bool {

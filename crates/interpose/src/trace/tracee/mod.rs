@@ -21,8 +21,9 @@ use self::reading::{Context, Pending};
 use self::start::Started;
 use super::descriptors::Descriptors;
 use super::error::TraceError;
-use super::filter::{ARCH, filter};
+use super::filter::filter;
 use super::record::{Outcome, Record};
+use crate::seccomp::ARCH;
 
 /// The calls to trace, and the data to keep of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
