@@ -62,6 +62,7 @@ mod start;
 mod supervisor;
 mod system;
 mod task;
+mod turn;
 
 pub use self::child::{Child, Stopper};
 pub use self::command::{Command, DeviceFiles};

@@ -2,7 +2,8 @@
 //!
 //! The receiver answers a call itself if that is quick and nothing slow is under way, for then nobody holds a lock that
 //! it needs: a call costs one change of threads in each direction. Everything else goes to workers, so that a request
-//! that waits, such as a state change, holds up no other.
+//! that waits, such as a state change, holds up no other. If the receiver does not come back from an answer, another
+//! thread takes its [turn](Turn).
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use libc::{SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_notif, seccomp_notif_resp};
@@ -23,9 +24,14 @@ use super::files::{Files, OpenFile};
 use super::requests::{self, Answer};
 use super::system::{receive, send};
 use super::task::Task;
+use super::turn::Turn;
 
-/// Workers at a time. More requests than these can wait only for each other, or for memory that the program keeps back.
-const MAX_WORKERS: usize = 32;
+/// Workers at a time, and so requests that can wait at once: for the device, or for memory that the program keeps back.
+/// The next one waits until one of them is answered.
+const MAX_WORKERS: usize = 1024;
+
+/// How long the end waits for an answer under way. One that waits for memory of the program may never end.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// The longest that files stay open once no task is left: another process may have them, which can make no requests.
 const LATE_CLOSES: Duration = Duration::from_secs(2);
@@ -40,8 +46,9 @@ struct Shared {
     stop: OwnedFd,
     /// No process of the program is left, or everything ends.
     is_over: AtomicBool,
-    /// Requests with workers, and closes.
+    /// Requests that are answered by others than the receiver, and closes.
     slow: AtomicUsize,
+    turn: Turn,
     queue: Mutex<Queue>,
     work: Condvar,
 }
@@ -58,8 +65,12 @@ struct Queue {
 #[derive(Debug)]
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    /// Disconnected once the threads have ended.
+    running: mpsc::Receiver<std::convert::Infallible>,
 }
+
+/// Held by a thread that runs.
+type Running = mpsc::Sender<std::convert::Infallible>;
 
 impl Supervisor {
     /// Starts to serve the calls of a listener.
@@ -72,13 +83,17 @@ impl Supervisor {
             stop,
             is_over: AtomicBool::new(false),
             slow: AtomicUsize::new(0),
+            turn: Turn::default(),
             queue: Mutex::default(),
             work: Condvar::new(),
         });
-        let mut supervisor = Supervisor { shared: shared.clone(), threads: Vec::new() };
-        let closer = shared.clone();
-        supervisor.threads.push(thread("closes", move || closer.close())?);
-        supervisor.threads.push(thread("receiver", move || shared.receive())?);
+        let (runs, running) = mpsc::channel();
+        let supervisor = Supervisor { shared: shared.clone(), running };
+        let (closer, closer_runs) = (shared.clone(), runs.clone());
+        thread("closes", closer_runs, move |_| closer.close())?;
+        let stands_by = shared.clone();
+        thread("receiver", runs.clone(), move |runs| stands_by.stand_by(runs))?;
+        thread("receiver", runs, move |_| shared.receive(0))?;
         Ok(supervisor)
     }
 
@@ -110,9 +125,8 @@ impl Stopper {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         self.shared.end();
-        for thread in self.threads.drain(..) {
-            // A panic of it was reported when it happened.
-            let _ = thread.join();
+        if self.running.recv_timeout(LAST_ANSWERS) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::warn!("a request of the program is still waiting for the program's memory or files");
         }
         self.shared.files.close_all();
     }
@@ -125,11 +139,30 @@ impl Shared {
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         self.queue.lock().ended = true;
         self.work.notify_all();
+        self.turn.wake();
         self.files.wake();
     }
 
-    /// The receiver: until no task is left, or everything ends.
-    fn receive(self: &Arc<Shared>) {
+    /// Stands by to receive in place of a receiver that does not come back from an answer.
+    fn stand_by(self: &Arc<Shared>, runs: Running) {
+        let slower = || {
+            self.slow.fetch_add(1, Ordering::AcqRel);
+        };
+        let faster = || {
+            self.slow.fetch_sub(1, Ordering::AcqRel);
+        };
+        let Some(step) = self.turn.stand_by(|| self.is_over.load(Ordering::Acquire), slower, faster) else {
+            return;
+        };
+        let next = self.clone();
+        if let Err(error) = thread("receiver", runs.clone(), move |runs| next.stand_by(runs)) {
+            tracing::warn!(%error, "cannot start a thread that stands by to receive the program's calls");
+        }
+        self.receive(step);
+    }
+
+    /// The receiver: until no task is left, everything ends, or another thread has taken the turn. `step` is its first step.
+    fn receive(self: &Arc<Shared>, mut step: u64) {
         loop {
             let mut ready =
                 [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
@@ -140,13 +173,22 @@ impl Shared {
                     break;
                 }
             }
-            let (call, stop) = (ready[0].revents(), ready[1].revents());
-            if !stop.is_empty() {
+            let (call, end) = (ready[0].revents(), ready[1].revents());
+            if !end.is_empty() {
                 break;
             }
             if call.contains(PollFlags::IN) {
                 match receive(self.listener.as_fd()) {
-                    Ok(call) => self.take(call),
+                    Ok(call) => {
+                        self.turn.begin(step);
+                        self.take(call);
+                        let Some(next) = self.turn.end(step) else {
+                            // It counted as slow from then on.
+                            self.slow.fetch_sub(1, Ordering::AcqRel);
+                            return;
+                        };
+                        step = next;
+                    }
                     // Its task was killed.
                     Err(rustix::io::Errno::NOENT | rustix::io::Errno::INTR) => {}
                     Err(errno) => {
@@ -187,7 +229,8 @@ impl Shared {
             return;
         }
         let shared = self.clone();
-        if let Err(error) = thread("worker", move || shared.work()) {
+        // Nobody waits for the workers: those that wait for the program may never end.
+        if let Err(error) = thread("worker", (), move |()| shared.work()) {
             self.queue.lock().workers -= 1;
             tracing::warn!(%error, workers, "cannot start a thread for the program's requests");
             if workers == 1 {
@@ -271,8 +314,9 @@ impl Shared {
     }
 }
 
-fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.into()).spawn(body)
+/// Starts a thread. It holds `runs` until its end, unless it passes that on.
+fn thread<R: Send + 'static>(name: &str, runs: R, body: impl FnOnce(R) + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(move || body(runs)).map(drop)
 }
 
 impl std::fmt::Debug for Queue {

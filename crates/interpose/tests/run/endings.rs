@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
+use std::sync::mpsc;
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -10,7 +11,7 @@ use whimbrel_device::State;
 use whimbrel_interpose::run::{Child, Command, RunError};
 use whimbrel_models::Model;
 
-use crate::support::{ADDRESS, Linked, command, program, said, spawn, spawn_act, wait};
+use crate::support::{ADDRESS, Linked, PATIENCE, command, program, said, spawn, spawn_act, wait};
 
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed()).unwrap()
@@ -115,4 +116,46 @@ fn a_device_has_an_address_of_its_own() {
     assert_eq!(again.to_string(), "device address 0100:00:00.0 is in use");
     let unnamed = command.device(serial.open("serial").unwrap()).unwrap_err();
     assert!(matches!(unnamed, RunError::Name(_)), "{unnamed}");
+}
+
+/// Whether a program has said that it cannot have pages that nobody fills, which is told.
+fn has_no_held_pages(child: &mut Child) -> bool {
+    let mut text = String::new();
+    child.take_stdout().unwrap().read_to_string(&mut text).unwrap();
+    if !text.is_empty() {
+        crate::support::skip("requests that wait for memory", &text);
+    }
+    !text.is_empty()
+}
+
+#[test]
+fn requests_that_wait_for_memory_keep_no_others_waiting() {
+    let Some((mut child, _)) = spawn_act(Linked::Dynamically, "held", "serial") else { return };
+    if !has_no_held_pages(&mut child) {
+        let status = wait(&mut child);
+        assert!(status.success(), "{status}; {}", said(&mut child));
+    }
+}
+
+#[test]
+fn a_request_that_waits_for_memory_does_not_keep_the_end_of_a_program_waiting() {
+    let Some(program) = program(Linked::Dynamically) else { return };
+    let (mut command, _) = command(program, "serial");
+    command.args([ADDRESS, "abandons"]).stdin(Stdio::piped());
+    let Some(mut child) = spawn(command) else { return };
+    let input = child.take_stdin();
+    let status = wait(&mut child);
+    if status.success() {
+        assert!(has_no_held_pages(&mut child));
+        return;
+    }
+    assert_eq!(status.signal(), Some(9), "{}", said(&mut child));
+    let (sender, ended) = mpsc::channel();
+    thread::spawn(move || {
+        drop(child);
+        sender.send(())
+    });
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(()));
+    // A child of the program has had it until here.
+    drop(input);
 }

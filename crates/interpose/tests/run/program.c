@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <linux/userfaultfd.h>
 #include <linux/vfio.h>
 #include <poll.h>
 #include <pthread.h>
@@ -618,6 +619,87 @@ static void leaves(void)
 	}
 }
 
+/* Pages that nobody fills before `fill`. Ends the program if it has no right to have such. */
+static char *held_pages(size_t count, int *filler)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	char *pages = mmap(NULL, count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	*filler = syscall(SYS_userfaultfd, O_NONBLOCK);
+	if (*filler < 0) {
+		puts("no userfaultfd");
+		exit(0);
+	}
+	range.range.start = (uintptr_t)pages;
+	range.range.len = count * PAGE;
+	CHECK(ioctl(*filler, UFFDIO_API, &api) == 0 && ioctl(*filler, UFFDIO_REGISTER, &range) == 0);
+	return pages;
+}
+
+/* Waits for the page fault of another, and returns its page. */
+static char *fault_of(int filler)
+{
+	struct pollfd ready = { .fd = filler, .events = POLLIN };
+	struct uffd_msg fault;
+
+	CHECK(poll(&ready, 1, -1) == 1 && read(filler, &fault, sizeof fault) == sizeof fault);
+	CHECK(fault.event == UFFD_EVENT_PAGEFAULT);
+	return (char *)(uintptr_t)(fault.arg.pagefault.address & ~(PAGE - 1ul));
+}
+
+static int held_device;
+
+static void *reads_config(void *page)
+{
+	CHECK(pread(held_device, page, 4, region_offset(held_device, VFIO_PCI_CONFIG_REGION_INDEX)) == 4);
+	return NULL;
+}
+
+/* Requests wait for pages, and others are answered meanwhile. */
+static void held(void)
+{
+	enum { WAITING = 100 };
+	static char zeros[PAGE] __attribute__((aligned(PAGE)));
+	struct vfio_device_info info = { .argsz = sizeof info };
+	int group, container, filler, i;
+	pthread_t threads[WAITING];
+	char *pages = held_pages(WAITING, &filler), *waiting[WAITING];
+
+	held_device = open_device(&group, &container);
+	for (i = 0; i < WAITING; i++) {
+		CHECK(pthread_create(&threads[i], NULL, reads_config, pages + i * PAGE) == 0);
+		waiting[i] = fault_of(filler);
+		CHECK(ioctl(held_device, VFIO_DEVICE_GET_INFO, &info) == 0);
+	}
+	CHECK(ioctl(held_device, VFIO_DEVICE_RESET) == 0);
+	for (i = 0; i < WAITING; i++) {
+		struct uffdio_copy copy = { .dst = (uintptr_t)waiting[i], .src = (uintptr_t)zeros, .len = PAGE };
+
+		CHECK(ioctl(filler, UFFDIO_COPY, &copy) == 0);
+	}
+	for (i = 0; i < WAITING; i++)
+		CHECK(pthread_join(threads[i], NULL) == 0 && *(uint32_t *)(pages + i * PAGE) != 0);
+}
+
+/* Dies while a request waits for a page; a child that ends with its input never fills it. */
+static void abandons(void)
+{
+	int group, container, filler;
+	pthread_t thread;
+	char byte, *page = held_pages(1, &filler);
+
+	held_device = open_device(&group, &container);
+	CHECK(pthread_create(&thread, NULL, reads_config, page) == 0);
+	fault_of(filler);
+	if (fork() == 0) {
+		while (read(0, &byte, 1) > 0)
+			;
+		exit(0);
+	}
+	raise(SIGKILL);
+}
+
 int main(int count, char **arguments)
 {
 	static const struct {
@@ -628,7 +710,7 @@ int main(int count, char **arguments)
 		     { "threads", threads },   { "forks", forks },	     { "passes", passes },
 		     { "signals", signals },   { "others", others },	     { "migrates", migrates },
 		     { "waits", waits },       { "interrupts", interrupts }, { "kvm", kvm },
-		     { "leaves", leaves },
+		     { "leaves", leaves },     { "held", held },	     { "abandons", abandons },
 		     { "outlives", outlives } };
 	size_t known = sizeof acts / sizeof *acts, act;
 

@@ -11,7 +11,7 @@ use whimbrel_interpose::run::{Child, Command, RunError};
 use whimbrel_models::Model;
 
 /// How long a program may take, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_mins(2);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The address of the only device.
 pub(crate) const ADDRESS: &str = "0100:00:00.0";
