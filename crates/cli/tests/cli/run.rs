@@ -1,4 +1,5 @@
 //! `whimbrel run`: unmodified programs, among them this one and QEMU, use a model as a VFIO device of the kernel.
+#![allow(unsafe_code, reason = "a signal is ignored before exec")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -103,6 +104,33 @@ fn a_signal_sent_to_it_is_passed_on_to_its_program() {
     let (mut child, _) = started(run("serial", &["sh", "-c", script]));
     kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(9));
+}
+
+/// Whether a line of `/proc/PID/status` has a signal.
+fn has(status: &str, line: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|text| text.strip_prefix(line)).unwrap_or("0");
+    u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1
+}
+
+#[test]
+fn it_ends_as_its_program_does_where_sigchld_is_ignored() {
+    if !can_run("the end of a program") {
+        return;
+    }
+    let ignoring = |program: &[&str]| {
+        let mut command = run("serial", program);
+        let ignore = || {
+            // SAFETY: signal is async-signal-safe, and no handler is installed.
+            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+            Ok(())
+        };
+        // SAFETY: it makes a system call only.
+        unsafe { command.pre_exec(ignore) };
+        finish(command)
+    };
+    assert_eq!(ignoring(&["sh", "-c", "exit 7"]).status, 7);
+    let its_own = ignoring(&["cat", "/proc/self/status"]).succeeded();
+    assert!(has(its_own.text(), "SigIgn:", libc::SIGCHLD), "{}", its_own.text());
 }
 
 #[test]

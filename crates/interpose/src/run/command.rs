@@ -142,7 +142,8 @@ impl Command {
     /// Starts the program. Once this returns, it runs, and its requests are answered.
     ///
     /// This process survives the loss of memory that the program shares with it from now on
-    /// ([`survive_lost_memory`]).
+    /// ([`survive_lost_memory`]). If it ignores SIGCHLD, that signal gets its default here, because the program's end could
+    /// not be waited for; the program ignores it as this process did.
     pub fn spawn(self) -> Result<Child, RunError> {
         let Command { inner: command, devices, .. } = self;
         checks::check(command.get_program(), command.get_current_dir())?;

@@ -70,6 +70,9 @@ pub enum RunError {
     /// The program's process cannot be accessed.
     #[error("cannot access the memory of a process that this one starts: {0}")]
     NoAccess(Errno),
+    /// A signal killed the program's process before it was the program.
+    #[error("signal {0} killed the program's process before it was the program")]
+    Killed(i32),
     /// A file, thread or process cannot be created here.
     #[error("cannot prepare the program: {0}")]
     System(Errno),

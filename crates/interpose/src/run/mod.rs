@@ -58,6 +58,7 @@ mod maps;
 mod memory;
 mod namespace;
 mod requests;
+mod signals;
 mod start;
 mod supervisor;
 mod system;

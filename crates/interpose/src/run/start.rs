@@ -12,7 +12,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 
@@ -28,6 +28,7 @@ use super::error::{RunError, Stage};
 use super::forks;
 use super::layout::Step;
 use super::namespace::{self, IdMaps};
+use super::signals::{self, Inherited};
 use super::system::{install_filter, wake_on_same_processor};
 
 /// The data that the program's process needs, all of it made before the fork.
@@ -61,7 +62,9 @@ pub(super) fn start<T: Send>(
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let our_number = ours.as_raw_fd();
     let (maps, mut prepared) = (IdMaps::of_this_process(), setup.clone());
+    let inherited = Inherited::take()?;
     let between = move || {
+        inherited.give()?;
         // SAFETY: in this process, a copy with one thread, nobody uses the descriptor.
         unsafe { rustix::io::close(our_number) };
         prepare(theirs.as_fd(), &maps, &mut prepared)
@@ -72,16 +75,21 @@ pub(super) fn start<T: Send>(
         let welcome = move || welcome(&ours, serve, &setup.steps);
         let served = std::thread::Builder::new().name("start".into()).spawn_scoped(scope, welcome)?;
         let forking = forks::forking();
+        let held = signals::hold()?;
         let spawned = command.spawn();
-        drop(forking);
+        drop((held, forking));
         // With it goes the other end of the socket in this process: if the program's process is gone, the wait for it ends.
         drop(command);
         match (spawned, served.join().unwrap_or(Ok(None))) {
             (Ok(child), Ok(Some(served))) => Ok((child, served)),
-            (Ok(mut child), failed) => {
+            (Ok(mut child), Ok(None)) => match child.wait()?.signal() {
+                Some(signal) => Err(RunError::Killed(signal)),
+                None => Err(RunError::System(whimbrel_device::Errno::EPIPE)),
+            },
+            (Ok(mut child), Err(error)) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(failed.err().unwrap_or(RunError::System(whimbrel_device::Errno::EPIPE)))
+                Err(error)
             }
             (Err(_), Err(error)) => Err(error),
             (Err(error), Ok(Some(_))) => Err(not_executed(program, &error)),
