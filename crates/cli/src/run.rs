@@ -18,6 +18,7 @@ use whimbrel_models::Model;
 
 use crate::failure::Failure;
 use crate::output::{Output, note};
+use crate::signals::is_ignored;
 use crate::target::parse_model;
 
 /// Run an unmodified VFIO program on models
@@ -56,6 +57,9 @@ struct Device {
     address: Option<Address>,
 }
 
+/// Signals with their senders.
+type Caught = SignalsInfo<WithRawSiginfo>;
+
 /// The signals that are passed on to the program.
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
 
@@ -72,8 +76,13 @@ fn parse_device(text: &str) -> Result<Device, String> {
 
 /// Runs the command. A program that has run decides the exit status.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
+    // A signal that ended this process alone would leave the program without its devices.
+    let signals = match caught() {
+        Ok(signals) => signals,
+        Err(error) => return fail(output, &Failure::from_io("cannot catch signals", &error), 125),
+    };
     match start(arguments) {
-        Ok(child) => match supervise(child) {
+        Ok(child) => match supervise(child, signals) {
             Ok(status) => end_like(status),
             Err(failure) => fail(output, &failure, 125),
         },
@@ -108,14 +117,19 @@ fn start(arguments: &Arguments) -> Result<Child, (Failure, u8)> {
     command.spawn().map_err(|error| failed(&error))
 }
 
+/// Catches the signals to pass on, but for those that are ignored.
+fn caught() -> std::io::Result<Caught> {
+    Caught::new(PASSED_ON.iter().filter(|signal| !is_ignored(**signal)))
+}
+
 /// Waits for the program, and passes signals on to it meanwhile. What it has started is served as long as it has a device
 /// open; a signal ends that.
-fn supervise(mut child: Child) -> Result<ExitStatus, Failure> {
+fn supervise(mut child: Child, signals: Caught) -> Result<ExitStatus, Failure> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| Failure::new("the program's process has no number"))?;
     let running = Arc::new(Mutex::new(Some(pid)));
-    pass_on_signals(running.clone(), child.stopper())
-        .map_err(|error| Failure::from_io("cannot catch signals", &error))?;
+    pass_on_signals(signals, running.clone(), child.stopper())
+        .map_err(|error| Failure::from_io("cannot start a thread for signals", &error))?;
     // Its number is free for other processes only once it is waited for.
     while let Err(rustix::io::Errno::INTR) =
         waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
@@ -127,9 +141,11 @@ fn supervise(mut child: Child) -> Result<ExitStatus, Failure> {
 }
 
 /// Passes on the signals that processes send. Those of the terminal reach the program by themselves.
-fn pass_on_signals(running: Arc<Mutex<Option<Pid>>>, stopper: Stopper) -> std::io::Result<()> {
-    let mut incoming =
-        SignalsInfo::<WithRawSiginfo>::new(PASSED_ON.iter().filter(|signal| !is_ignored(**signal)))?;
+fn pass_on_signals(
+    mut incoming: Caught,
+    running: Arc<Mutex<Option<Pid>>>,
+    stopper: Stopper,
+) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for info in incoming.forever() {
             let running = running.lock();
@@ -145,14 +161,6 @@ fn pass_on_signals(running: Arc<Mutex<Option<Pid>>>, stopper: Stopper) -> std::i
         }
     })?;
     Ok(())
-}
-
-/// Returns whether a signal was ignored when this process began, as under nohup(1): so the program must ignore it too.
-fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask >> (signal - 1) & 1 == 1
 }
 
 /// Ends this process as the program has ended.

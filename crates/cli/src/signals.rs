@@ -1,5 +1,5 @@
 //! SIGINT and SIGTERM while a device is at stake: they cancel the work instead of ending the process, so that the device
-//! is brought back first.
+//! is brought back first. And which signals are ignored.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -56,6 +56,15 @@ impl Signals {
     pub(crate) fn arrived(&self) -> Option<String> {
         self.cancel.reason()
     }
+}
+
+/// Returns whether a signal was ignored when this process began, as under nohup(1): so a program that it starts must ignore
+/// the signal too.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 /// A file, such as a pipe, that is only used when that does not wait: its reads and writes fail with

@@ -1,10 +1,12 @@
 //! `whimbrel run`: unmodified programs, among them this one and QEMU, use a model as a VFIO device of the kernel.
-#![allow(unsafe_code, reason = "a signal is ignored before exec")]
+#![allow(unsafe_code, reason = "a signal is ignored before exec, and a pipe is asked for its size")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -110,6 +112,34 @@ fn a_signal_sent_to_it_is_passed_on_to_its_program() {
 fn has(status: &str, line: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|text| text.strip_prefix(line)).unwrap_or("0");
     u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1
+}
+
+#[test]
+fn a_signal_that_comes_during_the_start_reaches_the_program() {
+    if !can_run("a signal during the start") {
+        return;
+    }
+    let (mut told, mut stderr) = std::io::pipe().unwrap();
+    // SAFETY: the request takes no address.
+    let size = unsafe { libc::fcntl(stderr.as_raw_fd(), libc::F_GETPIPE_SZ) };
+    // Full, so that the start does not get past the list of the devices.
+    stderr.write_all(&vec![0; usize::try_from(size).unwrap()]).unwrap();
+    let mut command = run("serial", &["sleep", "1000"]);
+    let mut child = command.stderr(stderr).spawn().unwrap();
+    drop(command);
+    let until = Instant::now() + Duration::from_secs(60);
+    let status = format!("/proc/{}/status", child.id());
+    while !has(&fs::read_to_string(&status).unwrap(), "SigCgt:", libc::SIGTERM) {
+        if Instant::now() > until {
+            child.kill().unwrap();
+            panic!("SIGTERM is not caught during the start");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
+    let mut text = Vec::new();
+    told.read_to_end(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM), "{}", String::from_utf8_lossy(&text));
 }
 
 #[test]
