@@ -141,6 +141,9 @@ fn supervise(mut child: Child, signals: Caught) -> Result<ExitStatus, Failure> {
 }
 
 /// Passes on the signals that processes send. Those of the terminal reach the program by themselves.
+///
+/// Nothing tells a signal for the whole process group, which reaches the program too, from one for this process alone. Twice
+/// is better than never.
 fn pass_on_signals(
     mut incoming: Caught,
     running: Arc<Mutex<Option<Pid>>>,

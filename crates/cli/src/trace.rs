@@ -10,11 +10,13 @@ use std::process::ExitCode;
 use clap::Args;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
 use whimbrel_interpose::trace::{Event, Options, Record, Summary, TraceError, Tracer};
 
 use crate::failure::Failure;
 use crate::output::{self, Output, note};
+use crate::signals::is_ignored;
 
 /// Run a program and show what it asks of VFIO devices: each request decoded, with result and duration
 ///
@@ -55,6 +57,9 @@ Examples:
   whimbrel trace -- whimbrel probe 0000:3b:00.2
   whimbrel trace --summary -- ./my-vmm --device 0000:3b:00.2
   whimbrel trace --json -o requests.jsonl -- qemu-system-x86_64 -device vfio-pci,host=3b:00.2";
+
+/// Signals with their senders.
+type Caught = SignalsInfo<WithRawSiginfo>;
 
 /// The exit status of a failure of the trace itself.
 const FAILED: u8 = 125;
@@ -176,18 +181,12 @@ fn table(summary: &Summary) -> String {
 
 /// Catches the signals that would end the trace before the program, but for those that are ignored: the program must
 /// ignore them too.
-fn caught() -> io::Result<Signals> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let ignored = status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok())
-        .unwrap_or(0);
-    let signals = [SIGINT, SIGQUIT, SIGTERM, SIGHUP];
-    Signals::new(signals.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0))
+fn caught() -> io::Result<Caught> {
+    Caught::new([SIGINT, SIGQUIT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)))
 }
 
-/// Passes signals on to the program until it ends. A terminal has sent SIGINT and SIGQUIT to the program itself.
-fn pass_on(mut signals: Signals, tracer: &Tracer) -> Result<(), Failure> {
+/// Passes signals on to the program until it ends. Those of the terminal reach the program by themselves.
+fn pass_on(mut signals: Caught, tracer: &Tracer) -> Result<(), Failure> {
     let program: Option<OwnedFd> = i32::try_from(tracer.process())
         .ok()
         .and_then(Pid::from_raw)
@@ -195,13 +194,14 @@ fn pass_on(mut signals: Signals, tracer: &Tracer) -> Result<(), Failure> {
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
-            for signal in signals.forever() {
-                let passed = match signal {
+            for info in signals.forever() {
+                let passed = match info.si_signo {
                     SIGTERM => Signal::TERM,
                     SIGHUP => Signal::HUP,
                     _ => continue,
                 };
-                if let Some(program) = &program {
+                // Sent by a process, not by the terminal.
+                if let (Some(program), ..=0) = (&program, info.si_code) {
                     // It fails once the program has ended.
                     let _ = pidfd_send_signal(program, passed);
                 }
