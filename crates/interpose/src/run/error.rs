@@ -94,6 +94,9 @@ pub enum Stage {
     /// The step of this number of the files laid into it.
     #[error("lay the devices' files into /sys and /dev")]
     Layout(u32),
+    /// The step of this number, which is an overlay.
+    #[error("lay the devices' files over /sys")]
+    Overlay(u32),
     /// The filter of system calls.
     #[error("install a seccomp filter with a listener")]
     Filter,
@@ -119,8 +122,13 @@ impl RunError {
             RunError::Start { stage: Stage::MountNamespace, .. } => {
                 "a container or a sandbox forbids it: allow mount namespaces there"
             }
-            RunError::Start { stage: Stage::Layout(_), .. } => {
+            RunError::Start { stage: Stage::Overlay(_), .. } => {
                 "overlayfs in a user namespace needs Linux 5.11; a container may forbid mounts"
+            }
+            RunError::Start { stage: Stage::Layout(_), errno, .. }
+                if [Errno::EPERM, Errno::EACCES].contains(errno) =>
+            {
+                "a container or a sandbox forbids it: allow mounts there"
             }
             RunError::Start { stage: Stage::Filter, errno, .. } if *errno == Errno::EBUSY => {
                 "a program above this one (a container engine, another `whimbrel run`) has a seccomp listener, and the \

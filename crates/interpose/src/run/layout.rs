@@ -29,6 +29,10 @@ pub(super) enum Step {
     Link(CString, CString),
     /// Mounts a file or folder, with all mounts in it, at another path: source and path.
     Bind(CString, CString),
+    /// Keeps a file of the host at another path, if it still exists: source and path.
+    KeepFile(CString, CString),
+    /// Keeps a folder of the host, with all mounts in it, at another path, if it still exists: source and path.
+    KeepFolder(CString, CString),
     /// Lays folders over the one at a path, read-only: mount data and path.
     Overlay(CString, CString),
     /// Unmounts what was mounted last at a path.
@@ -43,7 +47,7 @@ impl fmt::Display for Step {
             Step::Folder(path) => ("folder", path),
             Step::File(path, _) => ("file", path),
             Step::Link(_, path) => ("link", path),
-            Step::Bind(_, path) => ("bind mount", path),
+            Step::Bind(_, path) | Step::KeepFile(_, path) | Step::KeepFolder(_, path) => ("bind mount", path),
             Step::Overlay(_, path) => ("overlay", path),
             Step::Unmount(path) => ("unmount", path),
         };
@@ -195,13 +199,12 @@ impl Steps {
             if name == b"vfio" || name == b"iommu" {
                 continue;
             }
-            let path = staged(name);
+            let source = bytes(&[b"/dev/", name.as_slice()].concat());
             self.push(if is_folder {
-                Step::Folder(path.clone())
+                Step::KeepFolder(source, staged(name))
             } else {
-                Step::File(path.clone(), Vec::new())
+                Step::KeepFile(source, staged(name))
             });
-            self.push(Step::Bind(bytes(&[b"/dev/", name.as_slice()].concat()), path));
         }
         self.file("dev/iommu", "");
         self.file("dev/vfio/vfio", "");

@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, symlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, open, symlinkat, unlinkat};
 use rustix::io::{Errno, write};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
@@ -54,7 +54,8 @@ pub(super) fn enter(maps: &IdMaps) -> Result<(), (Stage, Errno)> {
 /// Makes all steps. The error names the step by its number.
 pub(super) fn lay(steps: &[Step]) -> Result<(), (Stage, Errno)> {
     for (number, step) in steps.iter().enumerate() {
-        make(step).map_err(|errno| (Stage::Layout(number as u32), errno))?;
+        let stage = if let Step::Overlay(..) = step { Stage::Overlay } else { Stage::Layout };
+        make(step).map_err(|errno| (stage(number as u32), errno))?;
     }
     Ok(())
 }
@@ -67,11 +68,28 @@ fn make(step: &Step) -> Result<(), Errno> {
         Step::File(path, bytes) => create(path, bytes),
         Step::Link(target, path) => symlinkat(target.as_c_str(), CWD, path.as_c_str()),
         Step::Bind(source, path) => mount_bind_recursive(source.as_c_str(), path.as_c_str()),
+        Step::KeepFile(source, path) => {
+            create(path, &[])?;
+            keep(source, path, AtFlags::empty())
+        }
+        Step::KeepFolder(source, path) => {
+            mkdirat(CWD, path.as_c_str(), Mode::from_raw_mode(0o755))?;
+            keep(source, path, AtFlags::REMOVEDIR)
+        }
         Step::Overlay(data, path) => {
             let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
             mount(c"whimbrel", path.as_c_str(), c"overlay", flags, Some(data.as_c_str()))
         }
         Step::Unmount(path) => unmount(path.as_c_str(), UnmountFlags::DETACH),
+    }
+}
+
+/// Mounts an entry of the host where a file or folder was created for it. If it has gone meanwhile, or is another file by
+/// now, what was created is removed.
+fn keep(source: &CStr, path: &CStr, kind: AtFlags) -> Result<(), Errno> {
+    match mount_bind_recursive(source, path) {
+        Err(Errno::NOENT | Errno::NOTDIR) => unlinkat(CWD, path, kind),
+        other => other,
     }
 }
 
@@ -102,4 +120,48 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(unsafe_code, reason = "code between fork and exec")]
+
+    use std::io;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn entries_of_the_host_that_have_gone_are_left_out() {
+        let file = |source: &CStr, path: &CStr| Step::KeepFile(source.into(), path.into());
+        let folder = |source: &CStr, path: &CStr| Step::KeepFolder(source.into(), path.into());
+        let steps = [
+            Step::Tmpfs(c"/tmp".into()),
+            file(c"/dev/null", c"/tmp/kept"),
+            file(c"/dev/gone", c"/tmp/gone"),
+            folder(c"/dev/gone", c"/tmp/gone-folder"),
+            folder(c"/dev/null", c"/tmp/no-folder-any-more"),
+            folder(c"/dev", c"/tmp/folder"),
+        ];
+        let maps = IdMaps::of_this_process();
+        let mut list = Command::new("ls");
+        list.args(["-A", "/tmp"]);
+        let errno = |(_, errno): (Stage, Errno)| io::Error::from_raw_os_error(errno.raw_os_error());
+        let set_up = move || {
+            if enter(&maps).is_err() {
+                return Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+            }
+            lay(&steps).map_err(errno)
+        };
+        // SAFETY: it makes system calls with what is in its arguments.
+        unsafe { list.pre_exec(set_up) };
+        match list.output() {
+            Ok(listed) => assert_eq!(String::from_utf8(listed.stdout).unwrap(), "folder\nkept\n"),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::ENOTSUP), "{error}");
+                assert!(std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(), "a mount namespace cannot be made");
+            }
+        }
+    }
 }

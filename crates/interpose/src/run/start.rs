@@ -151,7 +151,7 @@ fn welcome<T>(
     let [code, detail, errno] = numbers(bytes);
     if let Some(stage) = decode(code, detail) {
         let step = match stage {
-            Stage::Layout(number) => steps.get(number as usize).map(Step::to_string),
+            Stage::Layout(number) | Stage::Overlay(number) => steps.get(number as usize).map(Step::to_string),
             _ => None,
         };
         let errno = whimbrel_device::Errno::new(errno.cast_signed()).unwrap_or(whimbrel_device::Errno::EIO);
@@ -191,6 +191,7 @@ fn encode(stage: Stage) -> (u32, u32) {
         Stage::Layout(number) => (4, number),
         Stage::Filter => (5, 0),
         Stage::Listener => (6, 0),
+        Stage::Overlay(number) => (7, number),
     }
 }
 
@@ -202,6 +203,7 @@ fn decode(code: u32, detail: u32) -> Option<Stage> {
         4 => Stage::Layout(detail),
         5 => Stage::Filter,
         6 => Stage::Listener,
+        7 => Stage::Overlay(detail),
         _ => return None,
     })
 }
