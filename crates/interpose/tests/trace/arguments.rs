@@ -1,10 +1,14 @@
 //! Arguments are read as far as they can be, and no further.
 
+use std::sync::mpsc;
+use std::time::Duration;
+
 use libtest_mimic::Trial;
-use whimbrel_interpose::trace::{Options, Outcome};
+use whimbrel_interpose::trace::{Ended, Options, Outcome};
 use whimbrel_uapi::Errno;
 
-use super::{test, trace, trace_with};
+use super::programs::CANNOT_MOUNT;
+use super::{command, skip, test, trace, trace_command, trace_with};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -13,6 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("arguments::lies_about_sizes_and_pointers_to_nowhere_cut_the_argument", hostile),
         test("arguments::an_argument_that_changes_all_the_time_is_shown_as_it_was_at_some_moment", scribbles),
         test("arguments::a_token_is_never_shown", token),
+        test("arguments::one_in_a_page_that_never_comes_holds_up_the_program_for_a_second", never_comes),
     ]
 }
 
@@ -71,4 +76,21 @@ fn token() {
     for secret in ["5e e7 c1", "5ee7c1", "5ec1e75e"] {
         assert!(!shown.contains(secret), "{shown}");
     }
+}
+
+fn never_comes() {
+    let (done, finished) = mpsc::channel();
+    // The thread of a trace that waits for ever cannot be ended, so another one judges it.
+    std::thread::spawn(move || {
+        let traced = trace_command(&command("never_comes"), Options::default());
+        let _ = done.send(traced.unwrap());
+    });
+    let traced = finished.recv_timeout(Duration::from_mins(1)).expect("the trace goes on");
+    if traced.ended == Ended::Exited(CANNOT_MOUNT) {
+        return skip("a page that never comes", "FUSE cannot be mounted");
+    }
+    assert_eq!(traced.ended, Ended::Exited(0));
+    let features = traced.requests("VFIO_DEVICE_FEATURE");
+    assert!(features.iter().all(|(_, request)| request.argument.is_empty()), "{features:?}");
+    assert_eq!((features.len(), traced.requests("VFIO_DEVICE_RESET").len()), (2, 1));
 }

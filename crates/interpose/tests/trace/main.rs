@@ -9,6 +9,7 @@ mod files;
 mod following;
 mod programs;
 mod signals;
+mod silent;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -44,6 +44,7 @@ pub(crate) fn run(name: &str) -> ExitCode {
         "forever" => forever(),
         "tracer" => tracer(),
         "pipe_signal" => pipe_signal(),
+        "never_comes" => never_comes(),
         name => panic!("no program {name}"),
     };
     ExitCode::from(status)
@@ -289,6 +290,14 @@ fn duplicates() -> u8 {
 
 /// The status of a program that may not mount.
 pub(crate) const CANNOT_MOUNT: i32 = 77;
+
+/// Points a request, which the kernel refuses without a look at its argument, at a page that never comes.
+fn never_comes() -> u8 {
+    let Ok(page) = super::silent::page() else { return u8::try_from(CANNOT_MOUNT).unwrap() };
+    let file = null();
+    let errors = [ask(&file, FEATURE, page), ask(&file, FEATURE, page), ask(&file, RESET, 0)];
+    u8::from(errors != [libc::ENOTTY; 3])
+}
 
 /// Uses plain files under the names of VFIO's files.
 fn vfio_files() -> u8 {

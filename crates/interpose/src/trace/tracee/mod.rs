@@ -2,6 +2,7 @@
 //!
 //! What a descriptor is, what bytes mean and how a record looks is decided in the modules beside this one.
 
+mod patience;
 mod process;
 mod ptrace;
 mod reading;

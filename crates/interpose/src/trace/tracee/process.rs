@@ -1,9 +1,10 @@
 //! The view of `/proc` on a traced program: its memory, the files behind its descriptors, its threads.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 
 use libc::pid_t;
+
+use super::patience::Reader;
 
 /// Bytes of a page, within which a read fails as a whole or not at all. Larger pages are multiples of it.
 const PAGE: u64 = 4096;
@@ -11,31 +12,17 @@ const PAGE: u64 = 4096;
 /// The memory of a process.
 #[derive(Debug)]
 pub(super) struct Memory {
-    id: pid_t,
-    /// Opened at the first use. It belongs to the program that ran then.
-    file: Option<File>,
+    reader: Reader,
 }
 
 impl Memory {
     pub(super) fn new(id: pid_t) -> Memory {
-        Memory { id, file: None }
+        Memory { reader: Reader::new(id) }
     }
 
-    /// Reads into `bytes` from an address, and returns the number of bytes that could be read.
+    /// Reads into `bytes` from an address, and returns the number of bytes that could be read, in time.
     pub(super) fn read(&mut self, address: u64, bytes: &mut [u8]) -> usize {
-        if self.file.is_none() {
-            self.file = File::open(format!("/proc/{}/mem", self.id)).ok();
-        }
-        let Some(file) = &self.file else { return 0 };
-        let mut done = 0;
-        while done < bytes.len() {
-            let Some(address) = address.checked_add(done as u64) else { break };
-            match file.read_at(&mut bytes[done..], address) {
-                Ok(0) | Err(_) => break,
-                Ok(count) => done += count,
-            }
-        }
-        done
+        self.reader.read(address, bytes)
     }
 
     /// Reads at most `limit` bytes from an address.
