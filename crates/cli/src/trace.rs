@@ -1,5 +1,7 @@
 //! `whimbrel trace`: shows what a program asks of VFIO devices.
 
+mod target;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,8 +14,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
+use whimbrel_engine::channel::Interrupt;
 use whimbrel_interpose::trace::{Event, Options, Record, Summary, TraceError, Tracer};
 
+use self::target::Target;
 use crate::failure::Failure;
 use crate::output::{self, Output, note};
 use crate::signals::is_ignored;
@@ -77,11 +81,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
 
 fn trace(arguments: &Arguments, output: Output) -> Result<u8, (Failure, u8)> {
     let own = |failure: Failure| (failure, FAILED);
-    let mut trace = Trace::open(arguments, output).map_err(own)?;
+    let signal = Interrupt::new().map_err(|error| own(Failure::from_io("cannot catch signals", &error)))?;
+    let mut trace = Trace::open(arguments, output, &signal).map_err(own)?;
     let signals = caught().map_err(|error| own(Failure::from_io("cannot catch signals", &error)))?;
     let options = Options::default().all_io(arguments.all_io).hex(arguments.hex);
     let tracer = Tracer::start(&arguments.command, options).map_err(not_traced)?;
-    pass_on(signals, &tracer).map_err(own)?;
+    pass_on(signals, &tracer, signal).map_err(own)?;
     let ended = tracer.run(&mut |event| trace.take(&event)).map_err(not_traced)?;
     trace.finish().map_err(own)?;
     Ok(ended.status())
@@ -102,15 +107,15 @@ struct Trace {
 }
 
 impl Trace {
-    fn open(arguments: &Arguments, output: Output) -> Result<Trace, Failure> {
+    fn open(arguments: &Arguments, output: Output, signal: &Interrupt) -> Result<Trace, Failure> {
         let (to, name): (Box<dyn Write>, _) = match &arguments.output {
             Some(path) => {
                 let name = path.display().to_string();
                 let file = File::create(path)
                     .map_err(|error| Failure::from_io(format!("cannot create {name}"), &error))?;
-                (Box::new(file), name)
+                (Box::new(Target::new(file, signal.clone())), name)
             }
-            None => (Box::new(io::stderr()), "stderr".to_string()),
+            None => (Box::new(Target::new(io::stderr(), signal.clone())), "stderr".to_string()),
         };
         let summary = arguments.summary.then(Summary::default);
         Ok(Trace { to, name, json: output.is_json(), summary, failed: None })
@@ -186,7 +191,7 @@ fn caught() -> io::Result<Caught> {
 }
 
 /// Passes signals on to the program until it ends. Those of the terminal reach the program by themselves.
-fn pass_on(mut signals: Caught, tracer: &Tracer) -> Result<(), Failure> {
+fn pass_on(mut signals: Caught, tracer: &Tracer, signal: Interrupt) -> Result<(), Failure> {
     let program: Option<OwnedFd> = i32::try_from(tracer.process())
         .ok()
         .and_then(Pid::from_raw)
@@ -195,6 +200,7 @@ fn pass_on(mut signals: Caught, tracer: &Tracer) -> Result<(), Failure> {
         .name("signals".into())
         .spawn(move || {
             for info in signals.forever() {
+                signal.set();
                 let passed = match info.si_signo {
                     SIGTERM => Signal::TERM,
                     SIGHUP => Signal::HUP,

@@ -2,13 +2,15 @@
 #![allow(unsafe_code, reason = "a request is made that the kernel refuses, and signals get their defaults")]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
 use crate::support::{Run, argument, command, finish, keys, whimbrel};
@@ -24,7 +26,22 @@ fn a_request_on_a_file_that_is_not_of_vfio_is_refused() {
     assert_eq!((result, nix::errno::Errno::last()), (-1, nix::errno::Errno::ENOTTY));
 }
 
-/// Traces the test above.
+/// A program that ignores SIGTERM and makes some requests.
+const STUBBORN: &str = "trace::many_requests_by_a_program_that_ignores_sigterm";
+
+#[test]
+#[ignore = "is traced by another test"]
+fn many_requests_by_a_program_that_ignores_sigterm() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    let null = File::open("/dev/null").unwrap();
+    for _ in 0..100 {
+        // SAFETY: VFIO_DEVICE_RESET takes no argument.
+        unsafe { libc::ioctl(null.as_raw_fd(), 0x3b6f, 0) };
+    }
+}
+
+/// Traces the first test.
 fn traced(options: &[&str]) -> Run {
     let own = argument(&std::env::current_exe().unwrap());
     let program = ["--", &own, "--exact", REFUSED];
@@ -102,6 +119,41 @@ fn a_full_disk_does_not_disturb_the_program() {
     let run = traced(&["-o", "/dev/full"]);
     assert_eq!(run.status, 125, "{}", run.stderr);
     assert!(run.text().contains("test result: ok. 1 passed"), "{}", run.text());
+}
+
+#[test]
+fn a_trace_that_nobody_reads_lets_the_program_go_on_at_a_signal_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fifo");
+    mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    // Somebody who could read, so that it can be opened.
+    let reader = File::options().read(true).write(true).open(&path).unwrap();
+    // SAFETY: the request takes a number.
+    let size = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    assert_eq!(size, 4096);
+    let own = argument(&std::env::current_exe().unwrap());
+    let arguments = ["trace", "-o", &argument(&path), "--", &own, "--ignored", "--exact", STUBBORN];
+    let mut child = command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let tracer = Pid::from_raw(child.id().cast_signed());
+    // With the first line the pipe is full, and the program ignores the signal.
+    let mut first = [0; 1];
+    (&reader).read_exact(&mut first).unwrap();
+    kill(tracer, Signal::SIGTERM).unwrap();
+    let until = Instant::now() + Duration::from_secs(50);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > until {
+            child.kill().unwrap();
+            panic!("a signal does not end it");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(125));
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("error: cannot write the trace to ") && said.contains("nobody read it"), "{said}");
 }
 
 #[test]
