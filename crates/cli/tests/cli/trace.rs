@@ -130,7 +130,7 @@ fn a_trace_that_nobody_reads_lets_the_program_go_on_at_a_signal_and_says_so() {
     let reader = File::options().read(true).write(true).open(&path).unwrap();
     // SAFETY: the request takes a number.
     let size = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
-    assert_eq!(size, 4096);
+    assert!(size > 0);
     let own = argument(&std::env::current_exe().unwrap());
     let arguments = ["trace", "-o", &argument(&path), "--", &own, "--ignored", "--exact", STUBBORN];
     let mut child = command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

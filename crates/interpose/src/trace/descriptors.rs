@@ -79,6 +79,8 @@ impl Described {
             "anon_inode:[vfio-device]" => return Described::new(What::Device, "device"),
             _ => {}
         }
+        // A name of the program's choice must not look like a line of the trace.
+        let link = &*link.escape_debug().to_string();
         if let Some(name) = link.strip_prefix("/dev/vfio/devices/") {
             return Described::new(What::Device, format!("device {name}"));
         }
@@ -348,6 +350,19 @@ mod tests {
         table.insert(fd, DEVICE, Rc::new(device));
         assert_eq!(name(&mut table, 7, DEVICE), "device device 0000:3b:00.2 of group 12");
         assert!(learn(&group, &asked, Outcome::Failed(Errno::ENODEV)).is_none());
+    }
+
+    #[test]
+    fn control_characters_in_a_link_are_escaped() {
+        let mut table = Descriptors::default();
+        for (link, expected) in [
+            ("/tmp/x\n   0.000001 1 fd 3\u{1b}[31m", "other /tmp/x\\n   0.000001 1 fd 3\\u{1b}[31m"),
+            ("/dev/vfio/7\n", "group group 7\\n"),
+            ("/dev/vfio/devices/vfio0\r", "device device vfio0\\r"),
+            ("/tmp/ä", "other /tmp/ä"),
+        ] {
+            assert_eq!(name(&mut table, 3, link), expected);
+        }
     }
 
     #[test]
