@@ -33,11 +33,15 @@
 //! Not seen: what goes through io_uring or a mapping of a region, calls that the program's own seccomp filter answers, and
 //! programs for another architecture, such as those of 32 bits.
 //!
+//! A file has the name of another one if the other's descriptor was closed out of sight, and the same number was given to a
+//! file of the same driver, by a duplication or a message: nothing tells them apart.
+//!
 //! # What it changes
 //!
 //! - The program has no_new_privs: setuid programs run without the rights of their owner.
 //! - It cannot be traced by another tracer, nor trace.
 //! - It is killed if the tracer dies.
+//! - The requests of a child with CLONE_UNTRACED fail with ENOSYS: it has the filter, and no tracer.
 
 mod calls;
 mod descriptors;
