@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-The first device has the address 0100:00:00.0, the next 0100:00:01.0, and so on; the addresses are printed.
+The first device without an address gets 0100:00:00.0, the next one 0100:00:01.0, and so on, without those that are given to others. The addresses are printed.
 
 The exit status is that of the program, and a signal that ends the program ends this too. 127: the program is missing,
 126: it cannot be executed, 125: anything else has failed.
@@ -103,14 +103,17 @@ fn start(arguments: &Arguments) -> Result<Child, (Failure, u8)> {
         arguments.program.split_first().ok_or((Failure::new("no program is given"), 125))?;
     let mut command = Command::new(program);
     command.args(rest);
-    for Device { model, address } in &arguments.devices {
+    // Devices without an address get one of those that are left.
+    let mut devices: Vec<&Device> = arguments.devices.iter().collect();
+    devices.sort_by_key(|device| device.address.is_none());
+    for Device { model, address } in &devices {
         let address = address.map_or_else(|| command.free_address(), Ok).map_err(|error| failed(&error))?;
         let device = model
             .open(address.to_string())
             .map_err(|error| (Failure::new(format!("'{model}' cannot be opened: {error}")), 125))?;
         command.device(device).map_err(|error| failed(&error))?;
     }
-    for (files, Device { model, .. }) in command.devices().iter().zip(&arguments.devices) {
+    for (files, Device { model, .. }) in command.devices().iter().zip(devices) {
         let (group, cdev) = (files.group.display(), files.cdev.display());
         note(format_args!("{model} at {}: {group}, {cdev}", files.address));
     }

@@ -70,6 +70,37 @@ fn its_own_failures_have_the_statuses_of_env() {
 }
 
 #[test]
+fn a_lack_of_descriptors_is_not_taken_for_a_lack_of_rights() {
+    if !can_run("a run with few descriptors") {
+        return;
+    }
+    let mut failures = 0;
+    for limit in 6..20 {
+        let script = format!("ulimit -n {limit}; exec \"$0\" run --device serial -- true");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script, WHIMBREL]).stdin(Stdio::null());
+        let run = finish(shell);
+        failures += u32::from(run.status != 0);
+        assert!(run.status == 0 || run.stderr.contains("EMFILE"), "{limit}: {}", run.stderr);
+        assert!(!run.stderr.contains("yama"), "{limit}: {}", run.stderr);
+    }
+    assert_ne!(failures, 0);
+}
+
+#[test]
+fn devices_without_an_address_leave_those_that_are_given_to_others() {
+    if !can_run("devices with and without an address") {
+        return;
+    }
+    let named = format!("serial,name={ADDRESS}");
+    let arguments = ["run", "--device", "accel", "--device", &named, "--", "cat"];
+    let devices = ["0100:00:00.0", "0100:00:01.0"].map(|address| format!("/sys/bus/pci/devices/{address}/device"));
+    let run = finish(command(arguments.into_iter().chain(devices.iter().map(String::as_str)))).succeeded();
+    assert!(run.text().starts_with("0x3253\n"), "{}", run.text());
+    run.says(&["serial at 0100:00:00.0: ", "accel at 0100:00:01.0: "]);
+}
+
+#[test]
 fn wrong_usage_is_told_apart() {
     finish(run("serial,name=first", &["true"])).misused().says(&["expected the address of a PCI function"]);
     finish(run("parallel", &["true"])).misused().says(&["unknown model 'parallel'"]);

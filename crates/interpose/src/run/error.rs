@@ -109,6 +109,10 @@ impl RunError {
     /// Returns what the reader can do about it.
     pub fn advice(&self) -> Option<&'static str> {
         Some(match self {
+            RunError::System(Errno::EMFILE) | RunError::Start { errno: Errno::EMFILE, .. } => {
+                "raise the limit of open files (ulimit -n) or, where many runs of one user go on, of inotify instances \
+                 (sysctl fs.inotify.max_user_instances)"
+            }
             RunError::GainsRights { .. } => {
                 "run a copy of it without the set-user-ID bit, or run this as root"
             }

@@ -161,11 +161,17 @@ fn welcome<T>(
         RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
         _ => Vec::new(),
     });
-    let (Some(listener), Some(dev)) = (descriptors.next(), descriptors.next()) else { return Ok(None) };
+    let (Some(listener), Some(dev)) = (descriptors.next(), descriptors.next()) else {
+        // The kernel drops those that exceed the limit of this process.
+        return Err(RunError::System(whimbrel_device::Errno::EMFILE));
+    };
     let memory = std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{detail}/mem"));
     if let Err(error) = memory {
         let errno = whimbrel_device::Errno::from_io_error(&error).unwrap_or(whimbrel_device::Errno::EIO);
-        return Err(RunError::NoAccess(errno));
+        return Err(match errno {
+            whimbrel_device::Errno::EMFILE | whimbrel_device::Errno::ENFILE => RunError::System(errno),
+            errno => RunError::NoAccess(errno),
+        });
     }
     // Slower without, before Linux 6.6.
     let _ = wake_on_same_processor(listener.as_fd());
