@@ -46,7 +46,7 @@ fn by_default() {
     let expected = [
         format!("group 12: VFIO_GROUP_GET_STATUS(argsz 8) = {REFUSED}"),
         format!("device vfio3: VFIO_DEVICE_RESET() = {REFUSED}"),
-        format!("iommufd: IOMMU_IOAS_ALLOC(cut after 0 bytes) = {REFUSED}"),
+        format!("iommufd: IOMMU_IOAS_ALLOC(cannot be read) = {REFUSED}"),
         "device vfio3: pread64(8 bytes at 0x70000000000) = 0".to_string(),
         // On a duplicate.
         format!("device vfio3: VFIO_DEVICE_RESET() = {REFUSED}"),

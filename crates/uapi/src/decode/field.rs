@@ -172,6 +172,9 @@ impl<'a> List<'a> {
 
     /// Notes that the argument ended early, after these bytes.
     pub(super) fn cut(&mut self, bytes: &[u8]) -> fmt::Result {
+        if bytes.is_empty() {
+            return self.plain("cut", format_args!("cannot be read"));
+        }
         self.plain("cut", format_args!("cut after {} bytes", bytes.len()))
     }
 

@@ -140,7 +140,7 @@ fn a_structure_ends_where_its_user_says() {
 #[test]
 fn bytes_that_could_not_be_read_are_missed() {
     let cases: &[(&[u8], &str)] = &[
-        (&[], "VFIO_DEVICE_GET_IRQ_INFO(cut after 0 bytes)"),
+        (&[], "VFIO_DEVICE_GET_IRQ_INFO(cannot be read)"),
         (&[16, 0, 0], "VFIO_DEVICE_GET_IRQ_INFO(cut after 3 bytes)"),
         (
             &words(&[16, 1, 2]),
