@@ -87,8 +87,16 @@ fn trace(arguments: &Arguments, output: Output) -> Result<u8, (Failure, u8)> {
     let options = Options::default().all_io(arguments.all_io).hex(arguments.hex);
     let tracer = Tracer::start(&arguments.command, options).map_err(not_traced)?;
     pass_on(signals, &tracer, signal).map_err(own)?;
-    let ended = tracer.run(&mut |event| trace.take(&event)).map_err(not_traced)?;
+    let mut has_seen = false;
+    let take = &mut |event: Event| {
+        has_seen |= matches!(event, Event::Record(_));
+        trace.take(&event);
+    };
+    let ended = tracer.run(take).map_err(not_traced)?;
     trace.finish().map_err(own)?;
+    if !has_seen && !output.is_json() {
+        note("no VFIO request was seen; those that `whimbrel run` answers do not reach a trace");
+    }
     Ok(ended.status())
 }
 

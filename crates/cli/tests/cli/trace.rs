@@ -159,7 +159,16 @@ fn a_trace_that_nobody_reads_lets_the_program_go_on_at_a_signal_and_says_so() {
 #[test]
 fn options_after_the_program_are_its_own() {
     let run = whimbrel(["trace", "echo", "--json", "--summary", "-o"]).succeeded();
-    assert_eq!((run.text(), &*run.stderr), ("--json --summary -o\n", ""));
+    assert_eq!(run.text(), "--json --summary -o\n");
+}
+
+#[test]
+fn a_program_without_requests_is_told_from_a_trace_that_failed() {
+    let run = whimbrel(["trace", "--", "true"]).succeeded();
+    assert!(run.stderr.starts_with("no VFIO request was seen; "), "{}", run.stderr);
+    assert_eq!(run.stderr.lines().count(), 1);
+    let run = whimbrel(["trace", "--json", "--", "true"]).succeeded();
+    assert_eq!(run.stderr, "");
 }
 
 #[test]
