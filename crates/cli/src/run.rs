@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::output::{Output, note};
 use crate::signals::is_ignored;
 use crate::target::parse_model;
+use crate::usage::json_beside;
 
 /// Run an unmodified VFIO program on models
 ///
@@ -28,7 +29,7 @@ use crate::target::parse_model;
 ///
 /// Regions cannot be mapped, and io_uring is refused (ENOSYS). The devices of the host are hidden from the program.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, arg = json_beside(JSON))]
 pub(crate) struct Arguments {
     /// A model (serial, accel or legacy, with settings as after `model:` in `whimbrel --help`), optionally with its PCI
     /// address as `,name=0100:00:00.0`. Repeat it for several devices
@@ -39,11 +40,17 @@ pub(crate) struct Arguments {
     program: Vec<OsString>,
 }
 
-const AFTER_HELP: &str = "\
-The first device without an address gets 0100:00:00.0, the next one 0100:00:01.0, and so on, without those that are given to others. The addresses are printed.
+const JSON: &str = "Print a failure of this command as one JSON object to stderr: {\"error\": .., \"hint\": ..}";
 
-The exit status is that of the program, and a signal that ends the program ends this too. 127: the program is missing,
+const AFTER_HELP: &str = "\
+The first device without an address gets 0100:00:00.0, the next one 0100:00:01.0, and so on, without those that are given \
+to others. The addresses are printed.
+
+The exit status is that of the program, and a signal that ends the program ends this too. 127: the program is missing, \
 126: it cannot be executed, 125: anything else has failed.
+
+SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the program. Send them to this process, not to its \
+process group: the program would get them twice.
 
 Examples:
   whimbrel run --device serial -- whimbrel probe 0100:00:00.0

@@ -21,14 +21,15 @@ use self::target::Target;
 use crate::failure::Failure;
 use crate::output::{self, Output, note};
 use crate::signals::is_ignored;
+use crate::usage::json_beside;
 
 /// Run a program and show what it asks of VFIO devices: each request decoded, with result and duration
 ///
 /// Works with any program and any device: the program's VFIO and iommufd requests are stopped by a seccomp filter and read
 /// by ptrace. Its other system calls run untouched, unless --all-io is used. Processes and threads that it starts are
-/// traced too. With --json each line is one object, on stderr or in FILE.
+/// traced too.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, arg = json_beside(JSON))]
 pub(crate) struct Arguments {
     /// The program and its arguments
     #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
@@ -50,11 +51,15 @@ pub(crate) struct Arguments {
     all_io: bool,
 }
 
-const AFTER_HELP: &str = "\
-The program runs with no_new_privs: setuid programs get no rights. It is killed if the trace is killed. SIGINT and SIGQUIT
-end the trace only by ending the program; SIGTERM and SIGHUP are passed to the program.
+const JSON: &str = "Print each line of the trace as a JSON object, and a failure as {\"error\": .., \"hint\": ..} to stderr. Use -o \
+with it, which keeps the objects apart from warnings and from what the program prints";
 
-Exit status: that of the program, 128 + N if signal N killed it; 125 if the trace failed, 126 if the program cannot be
+const AFTER_HELP: &str = "\
+The program runs with no_new_privs: setuid programs get no rights. It is killed if the trace is killed. SIGINT and SIGQUIT \
+end the trace only by ending the program; SIGTERM and SIGHUP are passed to the program. Send them to this process, not to its \
+process group: the program would get them twice.
+
+Exit status: that of the program, 128 + N if signal N killed it; 125 if the trace failed, 126 if the program cannot be \
 executed, 127 if it does not exist, 2 for wrong usage.
 
 Examples:

@@ -30,6 +30,12 @@ impl fmt::Display for WrongValue {
 
 impl Error for WrongValue {}
 
+/// Returns the option `--json` of a command whose program has stdout to itself, in place of the general one.
+pub(crate) fn json_beside(help: &'static str) -> clap::Arg {
+    let json = clap::Arg::new("json").long("json").action(clap::ArgAction::SetTrue);
+    json.help(help).help_heading("General options").display_order(1000)
+}
+
 /// Returns whether `--json` is among the arguments. clap cannot tell for a command line that it rejects.
 pub(crate) fn wants_json<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> bool {
     let mut arguments = arguments.into_iter();
