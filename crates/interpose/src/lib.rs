@@ -2,6 +2,7 @@
 //!
 //! [`run`] starts a program on devices of this process. [`trace`] shows the requests that a program makes, on any devices.
 
+mod kcmp;
 pub mod run;
 mod seccomp;
 pub mod trace;

@@ -1,5 +1,4 @@
-//! The system calls that no library of ours offers: namespaces, seccomp with a listener, and the comparison of open
-//! files.
+//! The system calls that no library of ours offers: namespaces and seccomp with a listener.
 #![allow(unsafe_code, reason = "system calls that neither rustix nor nix has")]
 
 use std::ffi::c_long;
@@ -11,6 +10,8 @@ use libc::{
     SECCOMP_SET_MODE_FILTER, seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp, sock_filter, sock_fprog,
 };
 use rustix::io::Errno;
+
+use crate::kcmp;
 
 /// `SECCOMP_IOCTL_NOTIF_SET_FLAGS` (`include/uapi/linux/seccomp.h`).
 const SECCOMP_IOCTL_NOTIF_SET_FLAGS: libc::Ioctl = 0x4008_2104;
@@ -94,22 +95,9 @@ pub(super) fn wake_on_same_processor(listener: BorrowedFd<'_>) -> Result<(), Err
         .map(drop)
 }
 
-/// Returns whether two descriptors of two processes are the same open file (kcmp(2)).
-pub(super) fn is_same_open_file(one: (i32, i32), other: (i32, BorrowedFd<'_>)) -> bool {
-    const KCMP_FILE: c_long = 0;
-    let ((pid, fd), (other_pid, other_fd)) = (one, other);
-    // SAFETY: the call takes numbers.
-    let compared = unsafe {
-        libc::syscall(
-            libc::SYS_kcmp,
-            c_long::from(pid),
-            c_long::from(other_pid),
-            KCMP_FILE,
-            c_long::from(fd),
-            c_long::from(other_fd.as_raw_fd()),
-        )
-    };
-    compared == 0
+/// Returns whether two descriptors of two processes are the same open file.
+pub(super) fn is_same_open_file((pid, fd): (i32, i32), (other, other_fd): (i32, BorrowedFd<'_>)) -> bool {
+    kcmp::is_same_open_file((pid, fd), (other, other_fd.as_raw_fd())) == Some(true)
 }
 
 fn result(value: c_long) -> Result<c_long, Errno> {

@@ -24,6 +24,7 @@ use super::descriptors::Descriptors;
 use super::error::TraceError;
 use super::filter::filter;
 use super::record::{Outcome, Record};
+use crate::kcmp;
 use crate::seccomp::ARCH;
 
 /// The calls to trace, and the data to keep of them.
@@ -307,7 +308,7 @@ impl Run {
         let is_thread = process != pid;
         let parent = parent.and_then(|parent| Some((parent, self.threads.get(&parent)?)));
         let table = match parent {
-            Some((id, thread)) if ptrace::share_descriptors(id, pid).unwrap_or(is_thread) => {
+            Some((id, thread)) if kcmp::share_descriptors(id, pid).unwrap_or(is_thread) => {
                 Rc::clone(&thread.table)
             }
             Some((_, thread)) => Table::new(thread.table.descriptors.borrow().clone()),

@@ -1,8 +1,8 @@
-//! The calls of ptrace(2), waitpid(2) and kcmp(2) that a tracer needs, each as a safe function. What the stops mean is in
+//! The calls of ptrace(2) and waitpid(2) that a tracer needs, each as a safe function. What the stops mean is in
 //! [`super`].
 #![allow(
     unsafe_code,
-    reason = "ptrace and kcmp have no safe wrapper that takes every signal and PTRACE_LISTEN"
+    reason = "ptrace has no safe wrapper that takes every signal and PTRACE_LISTEN"
 )]
 
 use std::io;
@@ -15,10 +15,6 @@ use zerocopy::FromBytes;
 
 /// `PTRACE_EVENT_STOP` of `linux/ptrace.h`.
 pub(super) const EVENT_STOP: c_int = 128;
-
-/// `KCMP_FILE` and `KCMP_FILES` of `linux/kcmp.h`.
-const KCMP_FILE: c_long = 0;
-const KCMP_FILES: c_long = 2;
 
 /// A change of a tracee's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,22 +169,4 @@ impl Change {
             Change::Stopped { signal: libc::WSTOPSIG(status), event: status >> 16 }
         }
     }
-}
-
-/// Returns whether two threads share their table of descriptors; `None` if the kernel cannot tell.
-pub(super) fn share_descriptors(first: pid_t, second: pid_t) -> Option<bool> {
-    compare(first, second, KCMP_FILES, 0, 0)
-}
-
-/// Returns whether two descriptors of a thread are one open file; `None` if the kernel cannot tell.
-pub(super) fn is_same_file(pid: pid_t, first: i32, second: i32) -> Option<bool> {
-    compare(pid, pid, KCMP_FILE, first, second)
-}
-
-fn compare(first: pid_t, second: pid_t, kind: c_long, a: i32, b: i32) -> Option<bool> {
-    // SAFETY: kcmp takes numbers only.
-    let result =
-        unsafe { libc::syscall(libc::SYS_kcmp, first, second, kind, c_long::from(a), c_long::from(b)) };
-    // Above 0 they differ, in either order.
-    (result >= 0).then_some(result == 0)
 }

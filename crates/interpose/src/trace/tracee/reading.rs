@@ -14,7 +14,7 @@ use super::super::dirty;
 use super::super::line::MAX_HEX;
 use super::super::record::{Action, Map, On, Outcome, Record, Request, Transfer};
 use super::process::{self, Memory};
-use super::ptrace;
+use crate::kcmp;
 
 /// The most bytes of an argument that are read, whatever size it gives for itself.
 pub(super) const MAX_ARGUMENT: usize = 4096;
@@ -264,7 +264,8 @@ impl Context<'_> {
             return file;
         }
         // A descriptor that came unseen, as a duplicate or by a message: maybe of a file that is known.
-        let same = |known: i32| ptrace::is_same_file(self.thread, known, fd) == Some(true);
+        let at = |fd: i32| (self.thread, fd);
+        let same = |known: i32| kcmp::is_same_open_file(at(known), at(fd)) == Some(true);
         let same = self.table.told(&link).into_iter().find(|(known, _)| same(*known));
         match same {
             Some((_, known)) => {
