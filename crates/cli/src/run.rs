@@ -40,7 +40,8 @@ pub(crate) struct Arguments {
     program: Vec<OsString>,
 }
 
-const JSON: &str = "Print a failure of this command as one JSON object to stderr: {\"error\": .., \"hint\": ..}";
+const JSON: &str =
+    "Print a failure of this command as one JSON object to stderr: {\"error\": .., \"hint\": ..}";
 
 const AFTER_HELP: &str = "\
 The first device without an address gets 0100:00:00.0, the next one 0100:00:01.0, and so on, without those that are given \

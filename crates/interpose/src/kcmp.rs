@@ -37,7 +37,8 @@ mod tests {
         let open = || std::fs::File::open("/dev/null").unwrap();
         let (file, other) = (open(), open());
         let duplicate = file.try_clone().unwrap();
-        let compare = |other: &std::fs::File| is_same_open_file((own, file.as_raw_fd()), (own, other.as_raw_fd()));
+        let compare =
+            |other: &std::fs::File| is_same_open_file((own, file.as_raw_fd()), (own, other.as_raw_fd()));
         if compare(&file).is_none() {
             // A sandbox forbids it, or the kernel lacks it.
             return;

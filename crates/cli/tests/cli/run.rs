@@ -94,7 +94,8 @@ fn devices_without_an_address_leave_those_that_are_given_to_others() {
     }
     let named = format!("serial,name={ADDRESS}");
     let arguments = ["run", "--device", "accel", "--device", &named, "--", "cat"];
-    let devices = ["0100:00:00.0", "0100:00:01.0"].map(|address| format!("/sys/bus/pci/devices/{address}/device"));
+    let devices =
+        ["0100:00:00.0", "0100:00:01.0"].map(|address| format!("/sys/bus/pci/devices/{address}/device"));
     let run = finish(command(arguments.into_iter().chain(devices.iter().map(String::as_str)))).succeeded();
     assert!(run.text().starts_with("0x3253\n"), "{}", run.text());
     run.says(&["serial at 0100:00:00.0: ", "accel at 0100:00:01.0: "]);
@@ -158,7 +159,7 @@ fn a_signal_that_comes_during_the_start_reaches_the_program() {
     let mut command = run("serial", &["sleep", "1000"]);
     let mut child = command.stderr(stderr).spawn().unwrap();
     drop(command);
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_mins(1);
     let status = format!("/proc/{}/status", child.id());
     while !has(&fs::read_to_string(&status).unwrap(), "SigCgt:", libc::SIGTERM) {
         if Instant::now() > until {

@@ -83,7 +83,7 @@ impl Process for TaskCaller<'_> {
         })
     }
 
-    /// Nobody can close a descriptor of another process: what it stood for is gone.
+    /// Forgets the file of a descriptor. The descriptor stays open: one process cannot close another's.
     fn uninstall(&mut self, fd: i32) {
         if let Ok(stat) = self.task.stat(fd) {
             self.files.forget(&stat);

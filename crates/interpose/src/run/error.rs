@@ -100,7 +100,7 @@ pub enum Stage {
     /// The filter of system calls.
     #[error("install a seccomp filter with a listener")]
     Filter,
-    /// The listener's way to this process.
+    /// The transfer of the listener to this process.
     #[error("hand over the seccomp listener")]
     Listener,
 }

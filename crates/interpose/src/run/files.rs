@@ -83,7 +83,7 @@ enum Node {
 #[derive(Debug)]
 pub(super) enum Found {
     Open(Arc<OpenFile>),
-    /// Open, and of no concern here.
+    /// An open file that is not one of ours.
     Other,
 }
 

@@ -160,7 +160,10 @@ mod tests {
             Ok(listed) => assert_eq!(String::from_utf8(listed.stdout).unwrap(), "folder\nkept\n"),
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::ENOTSUP), "{error}");
-                assert!(std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(), "a mount namespace cannot be made");
+                assert!(
+                    std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(),
+                    "a mount namespace cannot be made"
+                );
             }
         }
     }

@@ -24,7 +24,9 @@ pub(super) struct Held {
 /// Holds back all signals for the calling thread, and for the processes that it forks.
 pub(super) fn hold() -> Result<Held, Errno> {
     let mut held = SigSet::all();
-    OF_FAULTS.into_iter().for_each(|signal| held.remove(signal));
+    for signal in OF_FAULTS {
+        held.remove(signal);
+    }
     Ok(Held { before: held.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(errno)? })
 }
 

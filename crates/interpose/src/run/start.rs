@@ -111,7 +111,7 @@ fn prepare(socket: BorrowedFd<'_>, maps: &IdMaps, setup: &mut Setup) -> io::Resu
     let mut answer = [0];
     match recv(socket, &mut answer, RecvFlags::empty()) {
         Ok((1, _)) => Ok(()),
-        // It told why itself.
+        // The supervisor reports the reason.
         _ => Err(io::Error::from_raw_os_error(libc::ECANCELED)),
     }
 }

@@ -1,7 +1,7 @@
 //! The task whose system call waits for an answer: its memory, and its descriptors.
 //!
-//! A number of a task is that of another one as soon as the task is dead, so the kernel is asked after each read and
-//! before each write whether the call still waits. All that comes from the task is checked by whoever uses it.
+//! When a task dies, its number may be given to another one, so the kernel is asked after each read and before each write
+//! whether the call still waits. All that comes from the task is checked by whoever uses it.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};

@@ -25,7 +25,13 @@ pub(crate) fn page() -> std::io::Result<u64> {
     let place = tempfile::NamedTempFile::new()?;
     // Its root is the file.
     let options = format!("fd={},rootmode=100600,user_id=0,group_id=0", fuse.as_raw_fd());
-    mount(Some("silent"), place.path(), Some("fuse"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(&*options))?;
+    mount(
+        Some("silent"),
+        place.path(),
+        Some("fuse"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(&*options),
+    )?;
     std::thread::spawn(move || serve(fuse));
     let file = File::open(place.path())?;
     // SAFETY: a new mapping, at an address that the kernel chooses.

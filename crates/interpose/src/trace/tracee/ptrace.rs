@@ -1,9 +1,6 @@
 //! The calls of ptrace(2) and waitpid(2) that a tracer needs, each as a safe function. What the stops mean is in
 //! [`super`].
-#![allow(
-    unsafe_code,
-    reason = "ptrace has no safe wrapper that takes every signal and PTRACE_LISTEN"
-)]
+#![allow(unsafe_code, reason = "ptrace has no safe wrapper that takes every signal and PTRACE_LISTEN")]
 
 use std::io;
 use std::mem::size_of;
