@@ -5,6 +5,7 @@
 mod kcmp;
 pub mod run;
 mod seccomp;
+mod signals;
 pub mod trace;
 
 /// The README's example, compiled as a doctest.

@@ -58,7 +58,6 @@ mod maps;
 mod memory;
 mod namespace;
 mod requests;
-mod signals;
 mod start;
 mod supervisor;
 mod system;

@@ -28,8 +28,8 @@ use super::error::{RunError, Stage};
 use super::forks;
 use super::layout::Step;
 use super::namespace::{self, IdMaps};
-use super::signals::{self, Inherited};
 use super::system::{install_filter, wake_on_same_processor};
+use crate::signals::{self, Inherited};
 
 /// The data that the program's process needs, all of it made before the fork.
 #[derive(Clone, Debug)]
@@ -62,7 +62,8 @@ pub(super) fn start<T: Send>(
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let our_number = ours.as_raw_fd();
     let (maps, mut prepared) = (IdMaps::of_this_process(), setup.clone());
-    let inherited = Inherited::take()?;
+    let inherited = Inherited::of_this_thread()?;
+    inherited.await_children()?;
     let between = move || {
         inherited.give()?;
         // SAFETY: in this process, a copy with one thread, nobody uses the descriptor.

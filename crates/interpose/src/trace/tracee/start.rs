@@ -16,6 +16,7 @@ use seccompiler::{BpfProgram, sock_filter};
 
 use super::super::error::TraceError;
 use super::ptrace;
+use crate::signals::{self, Inherited};
 
 /// A process that is about to become the program.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(super) struct Started {
 /// The step at which a process failed to become the program.
 const FILTER: u8 = 1;
 const EXEC: u8 = 2;
+const SIGNALS: u8 = 3;
 
 /// Starts a process that the calling thread traces, and that becomes the program.
 pub(super) fn start(command: &[OsString], filter: &BpfProgram) -> Result<Started, TraceError> {
@@ -39,15 +41,17 @@ pub(super) fn start(command: &[OsString], filter: &BpfProgram) -> Result<Started
     pointers.push(std::ptr::null());
     let (go, told) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
     let (failure, fails) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+    let inherited = Inherited::of_this_thread().map_err(failed)?;
+    let held = signals::hold().map_err(failed)?;
     // SAFETY: until it becomes the program or exits, the child makes system calls only, and allocates nothing.
     let pid = unsafe { libc::fork() };
     match pid {
         -1 => return Err(TraceError::Start(io::Error::last_os_error())),
         0 => {
             drop(told);
-            become_program(go.as_fd(), fails.as_fd(), filter, &pointers)
+            become_program(go.as_fd(), fails.as_fd(), inherited, filter, &pointers)
         }
-        _ => {}
+        _ => drop(held),
     }
     // Once these are closed, a child that is not let go sees the end of its pipe, and exits.
     drop((go, fails));
@@ -71,6 +75,7 @@ fn c_string(argument: &OsStr) -> Result<CString, TraceError> {
 fn become_program(
     go: BorrowedFd<'_>,
     fails: BorrowedFd<'_>,
+    inherited: Inherited,
     filter: &[sock_filter],
     arguments: &[*const c_char],
 ) -> ! {
@@ -82,7 +87,9 @@ fn become_program(
     }
     // SAFETY: Rust's runtime ignores SIGPIPE, which a program would inherit. signal and sigaction are async-signal-safe.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    let (step, errno) = if let Err(errno) = install(filter) {
+    let (step, errno) = if let Err(errno) = inherited.give() {
+        (SIGNALS, errno.raw_os_error())
+    } else if let Err(errno) = install(filter) {
         (FILTER, errno)
     } else {
         // SAFETY: the pointers are those of C strings that live, and a null pointer ends them.
@@ -115,6 +122,7 @@ impl Started {
                 let error = io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d]));
                 match step {
                     FILTER => TraceError::Filter(error),
+                    SIGNALS => TraceError::Start(error),
                     _ => TraceError::Exec { program: program.to_os_string(), error },
                 }
             }

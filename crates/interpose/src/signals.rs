@@ -17,12 +17,12 @@ const OF_FAULTS: [Signal; 5] =
 
 /// The signals that this thread holds back, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(crate) struct Held {
     before: SigSet,
 }
 
 /// Holds back all signals for the calling thread, and for the processes that it forks.
-pub(super) fn hold() -> Result<Held, Errno> {
+pub(crate) fn hold() -> Result<Held, Errno> {
     let mut held = SigSet::all();
     for signal in OF_FAULTS {
         held.remove(signal);
@@ -38,25 +38,26 @@ impl Drop for Held {
 
 /// The signals of the program, as they were before the start.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Inherited {
+pub(crate) struct Inherited {
     blocked: SigSet,
     ignores_children: bool,
 }
 
 impl Inherited {
-    /// Returns those that a program of the calling thread inherits, and gives SIGCHLD its default if it is ignored.
-    pub(super) fn take() -> Result<Inherited, Errno> {
+    /// Returns those that a program of the calling thread inherits.
+    pub(crate) fn of_this_thread() -> Result<Inherited, Errno> {
         let blocked = SigSet::thread_get_mask().map_err(errno)?;
-        let ignores_children = handler(libc::SIGCHLD)? == SIG_IGN;
-        if ignores_children {
-            set(libc::SIGCHLD, SIG_DFL)?;
-        }
-        Ok(Inherited { blocked, ignores_children })
+        Ok(Inherited { blocked, ignores_children: handler(libc::SIGCHLD)? == SIG_IGN })
+    }
+
+    /// Gives SIGCHLD its default in this process if it is ignored, so that the program can be waited for.
+    pub(crate) fn await_children(&self) -> Result<(), Errno> {
+        if self.ignores_children { set(libc::SIGCHLD, SIG_DFL) } else { Ok(()) }
     }
 
     /// Gives them to this process, which is about to become the program: without the handlers of this one, and with the
     /// signals that it has held back. It allocates nothing and takes no lock.
-    pub(super) fn give(&self) -> Result<(), Errno> {
+    pub(crate) fn give(&self) -> Result<(), Errno> {
         for signal in 1..=libc::SIGRTMAX() {
             // Some are kept by the C library.
             if handler(signal).is_ok_and(|handler| handler != SIG_DFL && handler != SIG_IGN) {
