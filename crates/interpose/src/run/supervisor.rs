@@ -30,7 +30,7 @@ use super::turn::Turn;
 /// The next one waits until one of them is answered.
 const MAX_WORKERS: usize = 1024;
 
-/// How long the end waits for an answer under way. One that waits for memory of the program may never end.
+/// The longest that the end waits for an answer under way. One that waits for memory of the program may never end.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// The longest that files stay open once no task is left: another process may have them, which can make no requests.

@@ -1,6 +1,6 @@
-//! Whose turn it is to receive the program's calls: one thread receives, and another stands by.
+//! The turn to receive the program's calls: one thread receives, and another stands by.
 //!
-//! The receiver answers quick calls itself. Even such an answer can take for ever: the program's memory may be behind a
+//! The receiver answers quick calls itself. Even such an answer can take forever: the program's memory may be behind a
 //! userfaultfd, and a descriptor may belong to a file system that does not reply. The thread that stands by looks every
 //! few milliseconds whether the receiver is still in the same answer. If so, it takes the turn, and the former receiver
 //! leaves once its answer is done.
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-/// How often the thread that stands by looks.
+/// The interval at which the thread that stands by looks.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Looks without a new step after which it sleeps until the next answer.
