@@ -1,14 +1,17 @@
-//! Measures what system calls cost, bare and under `whimbrel run`: those that the filter lets pass, and a request to a
-//! device.
+//! Measures what system calls cost, bare, under `whimbrel run` and under `whimbrel trace`: those that the filter lets pass,
+//! a request that is refused, and a request to a device.
 //!
 //! ```text
 //! calls                                                           bare
+//! whimbrel trace -o /dev/null calls                               with a tracer
 //! whimbrel run --device serial calls /dev/vfio/devices/vfio0      with the filter
 //! ```
+#![allow(unsafe_code, reason = "a request that the kernel refuses is measured")]
 
 use std::error::Error;
 use std::fs::File;
 use std::hint::black_box;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -51,6 +54,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     measure("ioctl of another file", || {
         // Fails, for it is no terminal.
         let _ = black_box(rustix::termios::tcgetwinsize(&file));
+        Ok(())
+    })?;
+    measure("request, refused", || {
+        // SAFETY: VFIO_DEVICE_RESET takes no argument, and fails, for this is no VFIO file.
+        black_box(unsafe { libc::ioctl(file.as_raw_fd(), 0x3b6f, 0) });
         Ok(())
     })?;
     measure("open and close", || {

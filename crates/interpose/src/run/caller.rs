@@ -16,6 +16,7 @@ use super::files::{Files, Found, Object, OpenFile};
 use super::filter::REGIONS;
 use super::forks;
 use super::memory::{self, ProgramMemory};
+use super::recording::Recording;
 use super::task::Task;
 
 /// Numbers that are tried for a data file.
@@ -28,15 +29,40 @@ pub(super) struct TaskCaller<'a> {
     pub(super) files: &'a Files,
     /// Data files have numbers from this one on.
     pub(super) first_data_file: i32,
+    /// The recording of the request, if the program is traced.
+    pub(super) recording: Option<&'a Recording<'a>>,
 }
 
 impl TaskCaller<'_> {
     /// Returns what `pick` takes of the open file behind a descriptor. EBADF if it is not open, `other` for anything else.
     fn find<T>(&self, fd: i32, other: Errno, pick: impl FnOnce(&OpenFile) -> Option<T>) -> Result<T, Errno> {
-        match self.files.find(&self.task, fd)? {
+        match self.find_file(fd)? {
             Found::Open(open) => pick(&open).ok_or(other),
             Found::Other => Err(other),
         }
+    }
+
+    /// Returns what is behind a descriptor, and has it recorded.
+    pub(super) fn find_file(&self, fd: i32) -> Result<Found, Errno> {
+        let found = self.files.find(&self.task, fd)?;
+        if let (Some(recording), Found::Open(open)) = (self.recording, &found) {
+            recording.found(fd, open);
+        }
+        Ok(found)
+    }
+
+    /// Reads bytes of a transfer.
+    pub(super) fn take(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        self.task.read(address, buffer)?;
+        self.recording.inspect(|recording| recording.moves(buffer));
+        Ok(())
+    }
+
+    /// Writes bytes of a transfer.
+    pub(super) fn give(&self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        self.task.write(address, data)?;
+        self.recording.inspect(|recording| recording.moves(data));
+        Ok(())
     }
 
     /// Returns a free number for a data file, not below `least`. EMFILE without one.
@@ -53,22 +79,30 @@ impl TaskCaller<'_> {
         install: impl FnOnce(&File) -> Result<i32, Errno>,
     ) -> Result<i32, Errno> {
         let _passing = forks::passing_file();
-        let file = self.files.add(object)?;
-        install(&file).inspect_err(|_| {
+        let open = Arc::new(OpenFile::new(object));
+        self.recording.inspect(|recording| recording.opens(&open));
+        let file = self.files.add(&open)?;
+        let fd = install(&file).inspect_err(|_| {
             if let Ok(stat) = fstat(&file) {
                 self.files.forget(&stat);
             }
-        })
+        })?;
+        self.recording.inspect(|recording| recording.opened(fd, &open));
+        Ok(fd)
     }
 }
 
 impl Process for TaskCaller<'_> {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
-        self.task.read(address, buffer)
+        self.task.read(address, buffer)?;
+        self.recording.inspect(|recording| recording.read(address, buffer));
+        Ok(())
     }
 
     fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        self.task.write(address, data)
+        self.task.write(address, data)?;
+        self.recording.inspect(|recording| recording.wrote(address, data));
+        Ok(())
     }
 
     /// A data file has one of the numbers whose reads and writes are caught.

@@ -15,8 +15,9 @@ use super::error::RunError;
 use super::files::{Files, Served};
 use super::host::{self, Numbers};
 use super::start::{self, Handed, Setup};
-use super::supervisor::Supervisor;
+use super::supervisor::{Supervisor, Traced};
 use super::{checks, filter, layout};
+use crate::trace::{Event, Options};
 
 /// The window of message interrupts, which is no memory.
 const MESSAGES: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
@@ -36,6 +37,7 @@ pub struct Command {
     inner: std::process::Command,
     devices: Vec<Placed>,
     host: Numbers,
+    traced: Option<Traced>,
 }
 
 /// A device as the program finds it.
@@ -53,7 +55,8 @@ pub struct DeviceFiles {
 impl Command {
     /// Returns a command that starts a program, searched in `PATH` unless it has a slash.
     pub fn new(program: impl AsRef<OsStr>) -> Command {
-        Command { inner: std::process::Command::new(program), devices: Vec::new(), host: Numbers::of_host() }
+        let inner = std::process::Command::new(program);
+        Command { inner, devices: Vec::new(), host: Numbers::of_host(), traced: None }
     }
 
     /// Adds an argument.
@@ -129,6 +132,19 @@ impl Command {
         Ok(self)
     }
 
+    /// Traces the program: `take` gets each request once it is answered, and each open and close of a file. See [the
+    /// module](super#traces).
+    ///
+    /// Of the options, [`Options::all_io`] changes nothing: all calls are seen that are answered here.
+    ///
+    /// `take` is called in a thread of its own, for one event at a time, in the order in which they ended. Requests go on
+    /// meanwhile; they wait for `take` only while 1024 events do. So it may take its time, but must not wait for the program
+    /// to go on. All events have been taken once the [`Child`] is dropped.
+    pub fn trace(&mut self, options: Options, take: impl FnMut(Event) + Send + 'static) -> &mut Command {
+        self.traced = Some(Traced { options, take: Box::new(take) });
+        self
+    }
+
     /// Returns the devices as the program will find them.
     pub fn devices(&self) -> Vec<DeviceFiles> {
         let files = |placed: &Placed| DeviceFiles {
@@ -145,7 +161,7 @@ impl Command {
     /// ([`survive_lost_memory`]). If it ignores SIGCHLD, that signal gets its default here, because the program's end could
     /// not be waited for; the program ignores it as this process did.
     pub fn spawn(self) -> Result<Child, RunError> {
-        let Command { inner: command, devices, .. } = self;
+        let Command { inner: command, devices, traced, .. } = self;
         checks::check(command.get_program(), command.get_current_dir())?;
         survive_lost_memory().map_err(RunError::from)?;
         let served =
@@ -155,7 +171,7 @@ impl Command {
             Setup { steps: layout::steps(&devices, &host::host()?), filter: filter::filter(first_data_file) };
         let (child, supervisor) = start::start(command, &setup, |Handed { listener, dev }| {
             let files = Files::new(served, dev)?;
-            Ok(Supervisor::start(listener, files, first_data_file.cast_signed())?)
+            Ok(Supervisor::start(listener, files, first_data_file.cast_signed(), traced)?)
         })?;
         Ok(Child::new(child, supervisor, devices))
     }

@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -28,6 +28,7 @@ use whimbrel_protocol::session::Direction;
 
 use super::forks;
 use super::task::{FileId, Task};
+use super::traced::TracedFile;
 
 /// Open files that a program may have at a time.
 const MAX_FILES: usize = 4096;
@@ -49,6 +50,8 @@ pub(super) enum Object {
 pub(super) struct OpenFile {
     pub(super) object: Object,
     origin: Option<OwnedFd>,
+    /// The file as a trace knows it, if there is one. It ends after the object.
+    pub(super) traced: OnceLock<TracedFile>,
 }
 
 /// A memory file that stands for an open file in the program.
@@ -111,6 +114,16 @@ pub(super) struct Files {
 }
 
 impl OpenFile {
+    /// Returns the open file of an object that a request opens.
+    pub(super) fn new(object: Object) -> OpenFile {
+        OpenFile { object, origin: None, traced: OnceLock::new() }
+    }
+
+    /// Returns the plain file that the program opened for it, if it did.
+    pub(super) fn origin(&self) -> Option<BorrowedFd<'_>> {
+        self.origin.as_ref().map(OwnedFd::as_fd)
+    }
+
     /// Returns the device behind it, for accesses to regions.
     pub(super) fn device(&self) -> Result<&DeviceFile, Errno> {
         match &self.object {
@@ -195,8 +208,8 @@ impl Files {
     }
 
     /// Returns a new memory file for an open file, to be installed in the program.
-    pub(super) fn add(&self, object: Object) -> Result<File, Errno> {
-        self.identify(&Arc::new(OpenFile { object, origin: None }))
+    pub(super) fn add(&self, open: &Arc<OpenFile>) -> Result<File, Errno> {
+        self.identify(open)
     }
 
     /// Forgets a memory file that the program has not seen.
@@ -302,7 +315,7 @@ impl Files {
                 Object::Cdev(Cdev::new(served.device.clone(), served.iommu.clone()))
             }
         };
-        let open = Arc::new(OpenFile { object, origin: Some(origin) });
+        let open = Arc::new(OpenFile { origin: Some(origin), ..OpenFile::new(object) });
         table.opened.push((node, Arc::downgrade(&open)));
         Ok(open)
     }

@@ -29,6 +29,79 @@
 //! - DMA in its memory, shared or private;
 //! - threads, fork, exec, dup and SCM_RIGHTS: its descendants are served too.
 //!
+//! # Faults
+//!
+//! A device can be given [faults](whimbrel_device::wrap::fault), which show what a program does when its device fails. Wrap
+//! the driver with [`Faulty`](whimbrel_device::wrap::fault::Faulty):
+//!
+//! ```standalone_crate
+//! use whimbrel_device::wrap::fault::{Faults, Faulty};
+//! use whimbrel_device::{DeviceFile, Errno, State};
+//! use whimbrel_interpose::run::Command;
+//! use whimbrel_models::serial::{Serial, SerialConfig};
+//! use whimbrel_user::Migratable;
+//! use whimbrel_user::kernel::Cdev;
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // The program here is this one itself, started with the path of its device.
+//!     if let Some(path) = std::env::args().nth(1) {
+//!         let mut device = Cdev::open(&path)?;
+//!         let failed = device.set_state(State::Stop).err();
+//!         assert_eq!(failed.and_then(|error| error.errno()), Some(Errno::EIO));
+//!         device.set_state(State::Stop)?;
+//!         return Ok(());
+//!     }
+//!     let faults: Faults = "arc RUNNING_P2P->STOP: EIO once".parse()?;
+//!     let mut command = Command::new(std::env::current_exe()?);
+//!     let address = command.free_address()?.to_string();
+//!     let driver = |bus| Faulty::new(Serial::new(SerialConfig::default(), bus), faults);
+//!     command.device(DeviceFile::new(address, driver))?;
+//!     let device = command.devices().remove(0);
+//!     command.arg(device.cdev);
+//!     match command.spawn() {
+//!         Ok(mut child) => assert!(child.wait()?.success()),
+//!         Err(error) => eprintln!("{error}; {}", error.advice().unwrap_or_default()),
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Traces
+//!
+//! [`Command::trace`] gives out each request with its answer, as records of the [`trace`](crate::trace) module, without
+//! ptrace:
+//!
+//! - each call that is answered here: requests, accesses to regions, reads and writes of migration data, their duplications;
+//! - the open of a group, a container, an iommufd or a device's own file, at its first use, because open(2) runs untouched;
+//! - the close of the last descriptor of a file, by close(2), exec or the end of its processes. The descriptor and the
+//!   thread are those of the file's last use.
+//!
+//! A record shows the bytes of the argument that the answer read. Bytes that it neither read nor wrote are read for the
+//! record, up to 4096 bytes of an argument. A dirty bitmap is counted in the program's memory after the answer. The duration
+//! is from the reception of the call to its answer: the program also waits for the changes to this process and back.
+//!
+//! Records come in the order in which calls end. A call that its thread does not survive is
+//! [`Unfinished`](crate::trace::Outcome::Unfinished). A call that the kernel answers is not seen, such as a request on a file
+//! that is not one of VFIO.
+//!
+//! ```no_run
+//! # use whimbrel_interpose::run::Command;
+//! use whimbrel_interpose::trace::{Event, Options};
+//!
+//! # let mut command = Command::new("my-vmm");
+//! command.trace(Options::default(), |event| {
+//!     if let Event::Record(record) = event {
+//!         eprintln!("{record}");
+//!     }
+//! });
+//! let mut child = command.spawn()?;
+//! let status = child.wait()?;
+//! // All events have been given out after this.
+//! drop(child);
+//! # let _ = status;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Where it differs from the kernel
 //!
 //! - Regions cannot be mapped: VFIO_DEVICE_GET_REGION_INFO offers no mapping.
@@ -47,8 +120,10 @@ mod caller;
 mod checks;
 mod child;
 mod command;
+mod copies;
 mod device;
 mod error;
+mod events;
 mod files;
 mod filter;
 mod forks;
@@ -57,11 +132,13 @@ mod layout;
 mod maps;
 mod memory;
 mod namespace;
+mod recording;
 mod requests;
 mod start;
 mod supervisor;
 mod system;
 mod task;
+mod traced;
 mod turn;
 
 pub use self::child::{Child, Stopper};

@@ -63,6 +63,11 @@ impl From<Result<i64, Errno>> for Answer {
     }
 }
 
+/// Returns whether the first argument of a call is the descriptor that it is about.
+pub(super) fn is_about_first_argument(data: &seccomp_data) -> bool {
+    !matches!(c_long::from(data.nr), libc::SYS_mmap | libc::SYS_io_uring_setup)
+}
+
 /// Returns whether a call on a known open file is answered at once, whatever the program does meanwhile: it waits for
 /// nothing but the device's lock.
 pub(super) fn is_quick(data: &seccomp_data, open: &OpenFile) -> bool {
@@ -149,8 +154,7 @@ fn ioctl(
     argument: u64,
     caller: &mut TaskCaller<'_>,
 ) -> Answer {
-    let found =
-        open.map_or_else(|| caller.files.find(&caller.task, fd), |open| Ok(Found::Open(open.clone())));
+    let found = open.map_or_else(|| caller.find_file(fd), |open| Ok(Found::Open(open.clone())));
     let open = match found {
         Ok(Found::Open(open)) => open,
         Ok(Found::Other) => return Answer::Continue,
@@ -220,7 +224,11 @@ impl Buffers {
         mut transfer: impl FnMut(u64, usize, u64) -> Result<usize, Errno>,
     ) -> Result<i64, Errno> {
         let mut done = 0u64;
-        for Part { address, length } in self.parts(caller)? {
+        let parts = self.parts(caller)?;
+        if let Some(recording) = caller.recording {
+            recording.asks(parts.iter().fold(0, |sum, part| sum.saturating_add(part.length)));
+        }
+        for Part { address, length } in parts {
             let asked = usize::try_from(length).map_or(MAX_ACCESS, |length| length.min(MAX_ACCESS));
             match transfer(address, asked, done) {
                 Ok(count) => {
@@ -268,7 +276,7 @@ fn read_region(
 ) -> Result<usize, Errno> {
     let mut data = vec![0; bytes_in(device, index, at, length)?];
     let count = device.read_region(index, at, &mut data)?;
-    caller.task.write(address, &data[..count])?;
+    caller.give(address, &data[..count])?;
     Ok(count)
 }
 
@@ -281,7 +289,7 @@ fn write_region(
     caller: &TaskCaller<'_>,
 ) -> Result<usize, Errno> {
     let mut data = vec![0; bytes_in(device, index, at, length)?];
-    caller.task.read(address, &mut data)?;
+    caller.take(address, &mut data)?;
     device.write_region(index, at, &data)
 }
 
@@ -307,7 +315,7 @@ fn read_stream(
 ) -> Result<usize, Errno> {
     let mut bytes = vec![0; length];
     let count = data.read(&mut bytes)?;
-    caller.task.write(address, &bytes[..count])?;
+    caller.give(address, &bytes[..count])?;
     Ok(count)
 }
 
@@ -318,7 +326,7 @@ fn write_stream(
     caller: &TaskCaller<'_>,
 ) -> Result<usize, Errno> {
     let mut bytes = vec![0; length];
-    caller.task.read(address, &mut bytes)?;
+    caller.take(address, &mut bytes)?;
     data.write(&bytes)
 }
 
@@ -337,7 +345,12 @@ fn duplicate(fd: i32, least: u64, close_on_exec: bool, caller: &TaskCaller<'_>) 
 
 /// Returns whether a mapping is one of a data file.
 fn maps_stream(data: &seccomp_data, caller: &TaskCaller<'_>) -> bool {
-    let stat = caller.task.stat(data.args[4] as c_int).ok();
+    let fd = data.args[4] as c_int;
+    let stat = caller.task.stat(fd).ok();
     let open = stat.and_then(|stat| caller.files.known(&stat));
-    open.is_some_and(|open| matches!(open.object, Object::Data(_)))
+    let is_stream = open.as_ref().is_some_and(|open| matches!(open.object, Object::Data(_)));
+    if let (Some(recording), Some(open), true) = (caller.recording, &open, is_stream) {
+        recording.found(fd, open);
+    }
+    is_stream
 }

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use libc::{SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_notif, seccomp_notif_resp};
@@ -20,11 +21,15 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use whimbrel_device::Errno;
 
 use super::caller::TaskCaller;
+use super::events::Take;
 use super::files::{Files, OpenFile};
+use super::recording::Recording;
 use super::requests::{self, Answer};
 use super::system::{receive, send};
 use super::task::Task;
+use super::traced::Trace;
 use super::turn::Turn;
+use crate::trace::Options;
 
 /// Workers at a time, and so requests that can wait at once: for the device, or for memory that the program keeps back.
 /// The next one waits until one of them is answered.
@@ -36,12 +41,16 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// The longest that files stay open once no task is left: another process may have them, which can make no requests.
 const LATE_CLOSES: Duration = Duration::from_secs(2);
 
+/// The longest that a trace waits for requests that are not answered when the program has ended.
+const LAST_RECORDS: Duration = Duration::from_secs(10);
+
 /// The state that the threads share.
 #[derive(Debug)]
 struct Shared {
     listener: OwnedFd,
     files: Files,
     first_data_file: i32,
+    trace: Option<Trace>,
     /// Readable once everything ends.
     stop: OwnedFd,
     /// No process of the program is left, or everything ends.
@@ -53,12 +62,26 @@ struct Shared {
     work: Condvar,
 }
 
+/// A call of the program.
+#[derive(Clone, Copy)]
+struct Call {
+    notification: seccomp_notif,
+    /// When it was received, if the program is traced.
+    received: Option<Instant>,
+}
+
 #[derive(Default)]
 struct Queue {
-    calls: VecDeque<seccomp_notif>,
+    calls: VecDeque<Call>,
     workers: usize,
     idle: usize,
     ended: bool,
+}
+
+/// A trace that somebody takes.
+pub(super) struct Traced {
+    pub(super) options: Options,
+    pub(super) take: Take,
 }
 
 /// The threads that serve a program. Dropping it ends them; calls that still come fail with ENOSYS.
@@ -67,19 +90,28 @@ pub(super) struct Supervisor {
     shared: Arc<Shared>,
     /// Disconnected once the threads have ended.
     running: mpsc::Receiver<std::convert::Infallible>,
+    /// Gives out the events of the trace.
+    tracer: Option<JoinHandle<()>>,
 }
 
 /// Held by a thread that runs.
 type Running = mpsc::Sender<std::convert::Infallible>;
 
 impl Supervisor {
-    /// Starts to serve the calls of a listener.
-    pub(super) fn start(listener: OwnedFd, files: Files, first_data_file: i32) -> io::Result<Supervisor> {
+    /// Starts to serve the calls of a listener, and to give out what happens, if that is asked for.
+    pub(super) fn start(
+        listener: OwnedFd,
+        files: Files,
+        first_data_file: i32,
+        traced: Option<Traced>,
+    ) -> io::Result<Supervisor> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (trace, take) = traced.map(|traced| (Trace::new(traced.options), traced.take)).unzip();
         let shared = Arc::new(Shared {
             listener,
             files,
             first_data_file,
+            trace,
             stop,
             is_over: AtomicBool::new(false),
             slow: AtomicUsize::new(0),
@@ -88,7 +120,11 @@ impl Supervisor {
             work: Condvar::new(),
         });
         let (runs, running) = mpsc::channel();
-        let supervisor = Supervisor { shared: shared.clone(), running };
+        let mut supervisor = Supervisor { shared: shared.clone(), running, tracer: None };
+        if let (Some(trace), Some(take)) = (&shared.trace, take) {
+            let events = trace.events().clone();
+            supervisor.tracer = Some(thread("trace", (), move |()| events.give_out(take))?);
+        }
         let (closer, closer_runs) = (shared.clone(), runs.clone());
         thread("closes", closer_runs, move |_| closer.close())?;
         let stands_by = shared.clone();
@@ -128,7 +164,21 @@ impl Drop for Supervisor {
         if self.running.recv_timeout(LAST_ANSWERS) == Err(mpsc::RecvTimeoutError::Timeout) {
             tracing::warn!("a request of the program is still waiting for the program's memory or files");
         }
-        self.shared.files.close_all();
+        if let Some(trace) = &self.shared.trace {
+            self.shared.abandon_calls();
+            // Closes that nobody has read yet.
+            self.shared.files.read_closes();
+            self.shared.files.close_all();
+            trace.events().finish();
+        } else {
+            self.shared.files.close_all();
+        }
+        // One that drops this itself cannot wait for its own end.
+        if let Some(tracer) =
+            self.tracer.take_if(|tracer| tracer.thread().id() != std::thread::current().id())
+        {
+            let _ = tracer.join();
+        }
     }
 }
 
@@ -141,6 +191,9 @@ impl Shared {
         self.work.notify_all();
         self.turn.wake();
         self.files.wake();
+        if let Some(trace) = &self.trace {
+            trace.events().hurry();
+        }
     }
 
     /// Stands by to receive in place of a receiver that does not come back from an answer.
@@ -179,9 +232,10 @@ impl Shared {
             }
             if call.contains(PollFlags::IN) {
                 match receive(self.listener.as_fd()) {
-                    Ok(call) => {
+                    Ok(notification) => {
+                        let received = self.trace.as_ref().map(|_| Instant::now());
                         self.turn.begin(step);
-                        self.take(call);
+                        self.take(Call { notification, received });
                         let Some(next) = self.turn.end(step) else {
                             // It counted as slow from then on.
                             self.slow.fetch_sub(1, Ordering::AcqRel);
@@ -207,10 +261,10 @@ impl Shared {
     }
 
     /// Answers a call, or passes it to a worker.
-    fn take(self: &Arc<Shared>, call: seccomp_notif) {
+    fn take(self: &Arc<Shared>, call: Call) {
         if self.slow.load(Ordering::Acquire) == 0 {
             let open = self.open_file(&call);
-            if open.as_ref().is_some_and(|open| requests::is_quick(&call.data, open)) {
+            if open.as_ref().is_some_and(|open| requests::is_quick(&call.notification.data, open)) {
                 self.answer(&call, open);
                 return;
             }
@@ -245,7 +299,7 @@ impl Shared {
         let call = self.queue.lock().calls.pop_front();
         if let Some(call) = call {
             self.slow.fetch_sub(1, Ordering::AcqRel);
-            self.respond(call.id, Answer::Error(Errno::ENOMEM));
+            self.answer_with(&call, None, |_| Answer::Error(Errno::ENOMEM));
         }
     }
 
@@ -283,40 +337,100 @@ impl Shared {
         }
     }
 
-    fn task(&self, call: &seccomp_notif) -> Task<'_> {
-        Task::new(self.listener.as_fd(), call.id, call.pid)
+    fn task(&self, call: &Call) -> Task<'_> {
+        Task::new(self.listener.as_fd(), call.notification.id, call.notification.pid)
     }
 
     /// Returns the open file behind the first argument of a call, if it is known.
-    fn open_file(&self, call: &seccomp_notif) -> Option<Arc<OpenFile>> {
-        self.files.known(&self.task(call).stat(call.data.args[0] as i32).ok()?)
+    fn open_file(&self, call: &Call) -> Option<Arc<OpenFile>> {
+        self.files.known(&self.task(call).stat(call.notification.data.args[0] as i32).ok()?)
     }
 
-    fn answer(&self, call: &seccomp_notif, open: Option<Arc<OpenFile>>) {
-        let task = self.task(call);
-        let mut caller = TaskCaller { task, files: &self.files, first_data_file: self.first_data_file };
+    fn answer(&self, call: &Call, open: Option<Arc<OpenFile>>) {
+        let data = &call.notification.data;
+        self.answer_with(call, open, |(open, caller)| requests::answer(data, open, caller));
+    }
+
+    /// Answers a call as `decide` says.
+    fn answer_with(
+        &self,
+        call: &Call,
+        open: Option<Arc<OpenFile>>,
+        decide: impl FnOnce((Option<&Arc<OpenFile>>, &mut TaskCaller<'_>)) -> Answer,
+    ) {
+        let (task, data) = (self.task(call), &call.notification.data);
+        let recording = self.recording(call);
+        if let (Some(recording), Some(open)) = (&recording, &open)
+            && requests::is_about_first_argument(data)
+        {
+            recording.found(data.args[0] as i32, open);
+        }
+        let (files, first_data_file) = (&self.files, self.first_data_file);
+        let mut caller = TaskCaller { task, files, first_data_file, recording: recording.as_ref() };
         // The program is not to wait forever for a request that went wrong here.
-        let answer =
-            catch_unwind(AssertUnwindSafe(|| requests::answer(&call.data, open.as_ref(), &mut caller)));
+        let answer = catch_unwind(AssertUnwindSafe(|| decide((open.as_ref(), &mut caller))));
+        let answer = answer.unwrap_or(Answer::Error(Errno::EIO));
+        let record = recording.and_then(|recording| recording.record(data, &task, answer));
         // What the program closes after its answer is closed: nobody here may have it then.
         drop(open);
-        self.respond(call.id, answer.unwrap_or(Answer::Error(Errno::EIO)));
+        match (&self.trace, record) {
+            (Some(trace), Some(record)) => {
+                trace.events().end(record, || self.respond(call, answer));
+                trace.events().wait_for_room();
+            }
+            _ => {
+                self.respond(call, answer);
+            }
+        }
     }
 
-    fn respond(&self, id: u64, answer: Answer) {
+    fn recording(&self, call: &Call) -> Option<Recording<'_>> {
+        let (trace, received) = (self.trace.as_ref()?, call.received?);
+        Some(Recording::new(trace, &call.notification.data, (call.notification.pid, received)))
+    }
+
+    /// Records the calls that nobody has begun to answer, and waits for those that somebody answers. Their tasks are gone.
+    fn abandon_calls(&self) {
+        let calls = std::mem::take(&mut self.queue.lock().calls);
+        for call in calls {
+            self.slow.fetch_sub(1, Ordering::AcqRel);
+            self.answer_with(&call, None, |_| Answer::Error(Errno::ENOSYS));
+        }
+        let deadline = Instant::now() + LAST_RECORDS;
+        while self.slow.load(Ordering::Acquire) > 0 {
+            if Instant::now() > deadline {
+                tracing::warn!("a request has not ended: it is missing in the trace");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Gives the program an answer. Returns false if its task was killed.
+    fn respond(&self, call: &Call, answer: Answer) -> bool {
         let (val, error, flags) = match answer {
             Answer::Value(value) => (value, 0, 0),
             Answer::Error(errno) => (0, -errno.raw_os_error(), 0),
             Answer::Continue => (0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
         };
-        // A task that was killed takes no answer.
-        let _ = send(self.listener.as_fd(), seccomp_notif_resp { id, val, error, flags });
+        let id = call.notification.id;
+        send(self.listener.as_fd(), seccomp_notif_resp { id, val, error, flags }).is_ok()
     }
 }
 
 /// Starts a thread. It holds `runs` until its end, unless it passes that on.
-fn thread<R: Send + 'static>(name: &str, runs: R, body: impl FnOnce(R) + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name.into()).spawn(move || body(runs)).map(drop)
+fn thread<R: Send + 'static>(
+    name: &str,
+    runs: R,
+    body: impl FnOnce(R) + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(move || body(runs))
+}
+
+impl std::fmt::Debug for Traced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Traced").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Queue {

@@ -100,6 +100,16 @@ pub(super) fn is_same_open_file((pid, fd): (i32, i32), (other, other_fd): (i32, 
     kcmp::is_same_open_file((pid, fd), (other, other_fd.as_raw_fd())) == Some(true)
 }
 
+/// Returns whether a thread is one of this process.
+pub(super) fn is_thread_of(process: u32, thread: u32) -> bool {
+    // SAFETY: the call takes numbers, and signal 0 is none.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_tgkill, c_long::from(process), c_long::from(thread), c_long::from(0))
+    };
+    // One of another user has that number too.
+    result(sent) != Err(Errno::SRCH)
+}
+
 fn result(value: c_long) -> Result<c_long, Errno> {
     if value >= 0 {
         return Ok(value);

@@ -62,6 +62,14 @@ impl<'a> Task<'a> {
         if count < length { Err(Fault::new(address.wrapping_add(count as u64))) } else { Ok(()) }
     }
 
+    /// Reads its memory up to the first byte that cannot be read, and returns the number of bytes.
+    pub(super) fn read_some(&self, address: u64, buffer: &mut [u8]) -> usize {
+        match self.read(address, buffer) {
+            Ok(()) => buffer.len(),
+            Err(fault) => usize::try_from(fault.0.saturating_sub(address)).unwrap_or(0).min(buffer.len()),
+        }
+    }
+
     /// Writes its memory; after a fault, what lies before it is written.
     pub(super) fn write(&self, address: u64, data: &[u8]) -> Result<(), Fault> {
         if !self.is_waiting() {
@@ -123,9 +131,8 @@ impl<'a> Task<'a> {
 
     /// Returns the number of its process.
     fn process(&self) -> Option<rustix::process::Pid> {
-        let status = std::fs::read_to_string(self.proc_path("status")).ok()?;
-        let number = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
-        rustix::process::Pid::from_raw(number.trim().parse().ok()?)
+        let number = process(self.pid.cast_unsigned())?;
+        rustix::process::Pid::from_raw(number.cast_signed())
     }
 
     /// Returns whether one of its descriptors is the same open file as one of this process.
@@ -161,4 +168,17 @@ impl<'a> Task<'a> {
         let memory = memory.map_err(|_| Errno::EFAULT)?;
         if self.is_waiting() { Ok(memory) } else { Err(Errno::EFAULT) }
     }
+}
+
+/// Returns the number of the process of a thread.
+pub(super) fn process(thread: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
+/// Returns the path of the file behind a descriptor of this process, as its opener named it.
+pub(super) fn own_link(file: BorrowedFd<'_>) -> String {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::read_link(path).map(|link| link.to_string_lossy().into_owned()).unwrap_or_default()
 }

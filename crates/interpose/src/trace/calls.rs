@@ -31,7 +31,7 @@ pub(super) enum When {
 
 /// The meaning of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Ioctl,
     /// Reads or writes a buffer, or the buffers of a vector, at the file's position or at an offset.
     Transfer {
@@ -59,7 +59,7 @@ pub(super) enum Kind {
 
 /// The way of bytes between a program and a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(crate) enum Way {
     Read,
     Write,
 }
@@ -102,7 +102,7 @@ const OLDER: &[(c_long, Kind)] = &[
 const OLDER: &[(c_long, Kind)] = &[];
 
 /// Returns the meaning of the call `number`, if a trace looks at it.
-pub(super) fn kind(number: u64) -> Option<Kind> {
+pub(crate) fn kind(number: u64) -> Option<Kind> {
     let number = c_long::try_from(number).ok()?;
     CALLS.iter().chain(OLDER).find(|(known, _)| *known == number).map(|(_, kind)| *kind)
 }

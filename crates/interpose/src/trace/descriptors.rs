@@ -1,11 +1,11 @@
 //! The VFIO files behind a program's descriptors: what the link of a descriptor in `/proc` says, and what the answers of
 //! earlier requests told. This module reads neither: it is given both.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use whimbrel_uapi::decode::{Call, File};
 use whimbrel_uapi::device::RegionInfo;
 use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
@@ -33,26 +33,26 @@ pub(super) struct Descriptors {
 struct Known {
     /// Its link in `/proc`: once that has changed, the descriptor is another file.
     link: String,
-    file: Rc<Described>,
+    file: Arc<Described>,
 }
 
 /// A file.
 #[derive(Debug)]
-pub(super) struct Described {
+pub(crate) struct Described {
     what: What,
     name: Arc<str>,
+    /// Of a container: its IOMMU is that of POWER.
+    spapr: AtomicBool,
     /// Of a device: its regions, as far as the program has asked for them.
-    regions: RefCell<Vec<RegionInfo>>,
+    regions: Mutex<Vec<RegionInfo>>,
     /// Of a data file: the bytes that have passed.
-    passed: Cell<u64>,
+    passed: AtomicU64,
 }
 
 /// The kinds of files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
-    Container {
-        spapr: Cell<bool>,
-    },
+    Container,
     Group,
     Device,
     Data,
@@ -64,15 +64,30 @@ enum What {
 
 impl Described {
     fn new(what: What, name: impl Into<Arc<str>>) -> Described {
-        Described { what, name: name.into(), regions: RefCell::default(), passed: Cell::new(0) }
+        Described {
+            what,
+            name: name.into(),
+            spapr: AtomicBool::new(false),
+            regions: Mutex::default(),
+            passed: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns a device that `parent` opened by this name.
+    pub(crate) fn device(name: &str, parent: &Described) -> Described {
+        Described::new(What::Device, format!("device {name} of {}", parent.name))
+    }
+
+    /// Returns a data file of `device`.
+    pub(crate) fn data(device: &Described, resuming: bool) -> Described {
+        let way = if resuming { "resuming" } else { "saving" };
+        Described::new(What::Data, format!("data of {}, {way}", device.name))
     }
 
     /// Returns the file that the link of a descriptor tells.
-    fn of_link(link: &str) -> Described {
+    pub(crate) fn of_link(link: &str) -> Described {
         match link {
-            "/dev/vfio/vfio" => {
-                return Described::new(What::Container { spapr: Cell::new(false) }, "container");
-            }
+            "/dev/vfio/vfio" => return Described::new(What::Container, "container"),
             "" => return Described::new(What::Other, "not an open file"),
             "/dev/iommu" => return Described::new(What::Iommufd, "iommufd"),
             // A device that the trace has not seen being opened.
@@ -115,9 +130,9 @@ impl Described {
     }
 
     /// Returns the file at a descriptor, for a record.
-    pub(super) fn on(&self, fd: i32) -> On {
+    pub(crate) fn on(&self, fd: i32) -> On {
         let kind = match self.what {
-            What::Container { .. } => "container",
+            What::Container => "container",
             What::Group => "group",
             What::Device => "device",
             What::Data => "data",
@@ -130,10 +145,10 @@ impl Described {
 
     /// Returns the kind of file that gives the number of a request its meaning. For a file that is not known it is the
     /// first kind that has such a request.
-    pub(super) fn decoded_as(&self, number: u32) -> File {
-        match &self.what {
-            What::Container { spapr } if spapr.get() => File::SpaprContainer,
-            What::Container { .. } => File::Container,
+    pub(crate) fn decoded_as(&self, number: u32) -> File {
+        match self.what {
+            What::Container if self.spapr.load(Ordering::Relaxed) => File::SpaprContainer,
+            What::Container => File::Container,
             What::Group => File::Group,
             What::Device => File::Device,
             What::Data => File::Data,
@@ -147,7 +162,7 @@ impl Described {
 
     /// Returns the place in a region at an offset in the file of a device.
     pub(super) fn place(&self, offset: u64) -> Option<Place> {
-        let regions = self.regions.borrow();
+        let regions = self.regions.lock();
         let region = regions
             .iter()
             .find(|region| offset.checked_sub(region.offset).is_some_and(|at| at < region.size))?;
@@ -155,7 +170,7 @@ impl Described {
     }
 
     fn learn_region(&self, region: RegionInfo) {
-        let mut regions = self.regions.borrow_mut();
+        let mut regions = self.regions.lock();
         regions.retain(|known| known.index != region.index);
         if regions.len() < MAX_REGIONS {
             regions.push(region);
@@ -164,28 +179,29 @@ impl Described {
 
     /// Notes bytes that passed through a data file in a call that was seen.
     pub(super) fn pass(&self, bytes: u64) {
-        self.passed.set(self.passed.get().saturating_add(bytes));
+        self.passed.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Compares the position of a data file with the bytes that were seen passing, and returns the difference.
     pub(super) fn catch_up(&self, position: u64) -> Option<u64> {
-        let missed = position.checked_sub(self.passed.get()).filter(|missed| *missed != 0)?;
-        self.passed.set(position);
+        let missed =
+            position.checked_sub(self.passed.load(Ordering::Relaxed)).filter(|missed| *missed != 0)?;
+        self.passed.store(position, Ordering::Relaxed);
         Some(missed)
     }
 }
 
 impl Descriptors {
     /// Returns the file at a descriptor with this link.
-    pub(super) fn identify(&mut self, fd: i32, link: &str) -> Rc<Described> {
+    pub(super) fn identify(&mut self, fd: i32, link: &str) -> Arc<Described> {
         if let Some(known) = self.known.get(&fd)
             && known.link == link
         {
-            return Rc::clone(&known.file);
+            return Arc::clone(&known.file);
         }
-        let file = Rc::new(Described::of_link(link));
+        let file = Arc::new(Described::of_link(link));
         if file.is_vfio() {
-            self.insert(fd, link, Rc::clone(&file));
+            self.insert(fd, link, Arc::clone(&file));
         } else {
             self.known.remove(&fd);
         }
@@ -193,7 +209,7 @@ impl Descriptors {
     }
 
     /// Notes which file is at a descriptor.
-    pub(super) fn insert(&mut self, fd: i32, link: &str, file: Rc<Described>) {
+    pub(super) fn insert(&mut self, fd: i32, link: &str, file: Arc<Described>) {
         self.known.insert(fd, Known { link: link.to_string(), file });
     }
 
@@ -212,13 +228,13 @@ impl Descriptors {
 
     /// Returns the devices and data files that were told by an answer and have this link, for a comparison with a file that
     /// is [ambiguous](Described::is_ambiguous).
-    pub(super) fn told(&self, link: &str) -> Vec<(i32, Rc<Described>)> {
+    pub(super) fn told(&self, link: &str) -> Vec<(i32, Arc<Described>)> {
         let told = |known: &Known| {
             let is_named = known.file.what == What::Device && !known.file.is_unnamed();
             known.link == link && (is_named || known.file.is_data())
         };
         let found = self.known.iter().filter(|(_, known)| told(known));
-        found.map(|(fd, known)| (*fd, Rc::clone(&known.file))).collect()
+        found.map(|(fd, known)| (*fd, Arc::clone(&known.file))).collect()
     }
 
     /// Returns whether a data file is open, as far as is known.
@@ -227,10 +243,10 @@ impl Descriptors {
     }
 
     /// Returns the data files: descriptor, link and file.
-    pub(super) fn sessions(&self) -> Vec<(i32, String, Rc<Described>)> {
+    pub(super) fn sessions(&self) -> Vec<(i32, String, Arc<Described>)> {
         let data = self.known.iter().filter(|(_, known)| known.file.is_data());
         let mut found: Vec<_> =
-            data.map(|(fd, known)| (*fd, known.link.clone(), Rc::clone(&known.file))).collect();
+            data.map(|(fd, known)| (*fd, known.link.clone(), Arc::clone(&known.file))).collect();
         found.sort_unstable_by_key(|(fd, ..)| *fd);
         found
     }
@@ -244,13 +260,11 @@ pub(super) fn learn(file: &Described, request: &Request, outcome: Outcome) -> Op
     if name == VFIO_GROUP_GET_DEVICE_FD {
         let end = request.argument.iter().position(|byte| *byte == 0).unwrap_or(request.argument.len());
         let device = request.argument[..end].escape_ascii().to_string();
-        return Some((opened?, Described::new(What::Device, format!("device {device} of {}", file.name))));
+        return Some((opened?, Described::device(&device, file)));
     }
     if name == VFIO_SET_IOMMU {
-        if let What::Container { spapr } = &file.what {
-            spapr
-                .set([VFIO_SPAPR_TCE_IOMMU, VFIO_SPAPR_TCE_V2_IOMMU].map(u64::from).contains(&request.value));
-        }
+        let spapr = [VFIO_SPAPR_TCE_IOMMU, VFIO_SPAPR_TCE_V2_IOMMU].map(u64::from).contains(&request.value);
+        file.spapr.store(spapr, Ordering::Relaxed);
         return None;
     }
     if name == VFIO_DEVICE_GET_REGION_INFO {
@@ -273,8 +287,7 @@ pub(super) fn learn(file: &Described, request: &Request, outcome: Outcome) -> Op
     match Feature::from_number((head.flags & FEATURE_MASK) as u16)? {
         Feature::MigDeviceState if verbs.contains(FeatureFlags::SET) => {
             let (state, _) = DeviceFeatureMigState::read_from_prefix(data).ok()?;
-            let way = if state.device_state == VFIO_DEVICE_STATE_RESUMING { "resuming" } else { "saving" };
-            let named = Described::new(What::Data, format!("data of {}, {way}", file.name));
+            let named = Described::data(file, state.device_state == VFIO_DEVICE_STATE_RESUMING);
             (state.data_fd >= 0).then_some((state.data_fd, named))
         }
         Feature::DmaBuf => Some((opened?, Described::new(What::DmaBuf, format!("dma-buf of {}", file.name)))),
@@ -347,7 +360,7 @@ mod tests {
         let group = table.identify(5, "/dev/vfio/12");
         let asked = request(File::Group, ioctl::VFIO_GROUP_GET_DEVICE_FD, b"0000:3b:00.2\0junk");
         let (fd, device) = learn(&group, &asked, Outcome::Returned(7)).unwrap();
-        table.insert(fd, DEVICE, Rc::new(device));
+        table.insert(fd, DEVICE, Arc::new(device));
         assert_eq!(name(&mut table, 7, DEVICE), "device device 0000:3b:00.2 of group 12");
         assert!(learn(&group, &asked, Outcome::Failed(Errno::ENODEV)).is_none());
     }
@@ -368,7 +381,7 @@ mod tests {
     #[test]
     fn a_descriptor_whose_link_has_changed_is_another_file() {
         let mut table = Descriptors::default();
-        table.insert(7, DEVICE, Rc::new(Described::new(What::Device, "device x of group 1")));
+        table.insert(7, DEVICE, Arc::new(Described::new(What::Device, "device x of group 1")));
         assert_eq!(name(&mut table, 7, "/tmp/file"), "other /tmp/file");
         assert_eq!(name(&mut table, 7, DEVICE), "device device", "the name has been forgotten");
     }
@@ -377,8 +390,8 @@ mod tests {
     fn what_a_link_does_not_tell_is_compared_with_what_answers_told() {
         let mut table = Descriptors::default();
         let data = "anon_inode:[mtty]";
-        table.insert(5, DEVICE, Rc::new(Described::new(What::Device, "device x of group 1")));
-        table.insert(6, data, Rc::new(Described::new(What::Data, "data of x")));
+        table.insert(5, DEVICE, Arc::new(Described::new(What::Device, "device x of group 1")));
+        table.insert(6, data, Arc::new(Described::new(What::Data, "data of x")));
         let _ = table.identify(7, DEVICE);
         let candidates = |link: &str, table: &Descriptors| -> Vec<i32> {
             table.told(link).into_iter().map(|(fd, _)| fd).collect()
@@ -468,7 +481,7 @@ mod tests {
     fn a_range_of_closed_descriptors_covers_the_known_ones_in_it() {
         let mut table = Descriptors::default();
         for fd in [3, 5, 9] {
-            table.insert(fd, DEVICE, Rc::new(Described::of_link(DEVICE)));
+            table.insert(fd, DEVICE, Arc::new(Described::of_link(DEVICE)));
         }
         assert_eq!(table.within(4, u64::from(u32::MAX)), [5, 9]);
         table.remove(9);

@@ -23,13 +23,13 @@ const PIECE: usize = 64 << 10;
 
 /// A bitmap in the memory of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct InMemory {
+pub(crate) struct InMemory {
     address: u64,
     pages: u64,
 }
 
 /// Returns the bitmap that this request fills, if it fills one.
-pub(super) fn find(request: &Request) -> Option<InMemory> {
+pub(crate) fn find(request: &Request) -> Option<InMemory> {
     let bytes = request.argument.as_slice();
     let is = |name: Name| request.call().request() == Some(name);
     if is(VFIO_DEVICE_FEATURE) {
@@ -72,7 +72,7 @@ fn in_memory(address: u64, length: u64, page_size: u64) -> Option<InMemory> {
 }
 
 /// Counts the dirty pages. `read` reads memory of the program at an address and returns how many bytes it has read.
-pub(super) fn count(bitmap: InMemory, mut read: impl FnMut(u64, &mut [u8]) -> usize) -> Dirty {
+pub(crate) fn count(bitmap: InMemory, mut read: impl FnMut(u64, &mut [u8]) -> usize) -> Dirty {
     let mut counted = Dirty::new(0, 0, bitmap.pages);
     let end = bitmap.pages.div_ceil(8).min(MAX_BYTES);
     let mut piece = vec![0; PIECE.min(usize::try_from(end).unwrap_or(PIECE))];

@@ -17,9 +17,10 @@ impl fmt::Display for Record {
             Action::Request(request) => request.fmt(f)?,
             Action::Transfer(transfer) => transfer.fmt(f)?,
             Action::Map(map) => map.fmt(f)?,
-            Action::Open { call } | Action::Close { call } | Action::Duplicate { call, to: None } => {
-                write!(f, "{call}()")?;
-            }
+            Action::Open { call }
+            | Action::Close { call }
+            | Action::Other { call }
+            | Action::Duplicate { call, to: None } => write!(f, "{call}()")?,
             Action::Duplicate { call, to: Some(to) } => write!(f, "{call}(to {to})")?,
             Action::Passed { bytes } => {
                 return write!(f, "{bytes} bytes of state passed in calls that the trace did not see");

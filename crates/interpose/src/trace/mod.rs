@@ -31,7 +31,8 @@
 //!   call of the program.
 //!
 //! Not seen: what goes through io_uring or a mapping of a region, calls that the program's own seccomp filter answers, and
-//! programs for another architecture, such as those of 32 bits.
+//! programs for another architecture, such as those of 32 bits. What [`run`](crate::run) answers has
+//! [a trace of its own](crate::run#traces).
 //!
 //! A file has the name of another one if the other's descriptor was closed out of sight, and the same number was given to a
 //! file of the same driver, by a duplication or a message: nothing tells them apart.
@@ -43,9 +44,10 @@
 //! - It is killed if the tracer dies.
 //! - The requests of a child with CLONE_UNTRACED fail with ENOSYS: it has the filter, and no tracer.
 
-mod calls;
-mod descriptors;
-mod dirty;
+pub(crate) mod argument;
+pub(crate) mod calls;
+pub(crate) mod descriptors;
+pub(crate) mod dirty;
 mod error;
 mod filter;
 mod line;

@@ -73,7 +73,7 @@ impl Record {
             }
             Action::Duplicate { to, .. } => put("to", (*to).into()),
             Action::Passed { bytes } => put("bytes", (*bytes).into()),
-            Action::Open { .. } | Action::Close { .. } => {}
+            Action::Open { .. } | Action::Close { .. } | Action::Other { .. } => {}
         }
         object
     }

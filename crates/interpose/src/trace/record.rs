@@ -39,9 +39,10 @@ impl Record {
             Action::Request(request) => request.name(),
             Action::Transfer(transfer) => transfer.call.to_string(),
             Action::Map(_) => "mmap".to_string(),
-            Action::Open { call } | Action::Close { call } | Action::Duplicate { call, .. } => {
-                (*call).to_string()
-            }
+            Action::Open { call }
+            | Action::Close { call }
+            | Action::Duplicate { call, .. }
+            | Action::Other { call } => (*call).to_string(),
             Action::Passed { .. } => "state not seen in calls".to_string(),
         }
     }
@@ -102,6 +103,11 @@ pub enum Action {
         call: &'static str,
         /// The descriptor that was asked for, if one was.
         to: Option<i32>,
+    },
+    /// Another call, whose arguments are not shown.
+    Other {
+        /// Name of the system call.
+        call: &'static str,
     },
     /// Device state that passed through a data file since the last record of it, in calls that the trace did not see.
     Passed {

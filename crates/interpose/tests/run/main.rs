@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test")]
 
 mod endings;
+mod faults;
 mod host;
 mod programs;
 mod python;
 mod support;
+mod trace;

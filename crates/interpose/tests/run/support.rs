@@ -31,12 +31,18 @@ pub(crate) fn program(linked: Linked) -> Option<&'static Path> {
         Linked::Dynamically => (&DYNAMIC, "program", None),
         Linked::Statically => (&STATIC, "program-static", Some("-static")),
     };
-    built.get_or_init(|| build(name, option)).as_deref()
+    built.get_or_init(|| build("program.c", name, option)).as_deref()
 }
 
-fn build(name: &str, option: Option<&str>) -> Option<PathBuf> {
+/// Builds the program in C that does one step after the other, once. `None` without a C compiler.
+pub(crate) fn stepping_program() -> Option<&'static Path> {
+    static STEPS: OnceLock<Option<PathBuf>> = OnceLock::new();
+    STEPS.get_or_init(|| build("steps.c", "steps", None)).as_deref()
+}
+
+fn build(source: &str, name: &str, option: Option<&str>) -> Option<PathBuf> {
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_string());
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run/program.c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run").join(source);
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let mut command = std::process::Command::new(&compiler);
     command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-o"]).arg(&program);
@@ -58,9 +64,18 @@ pub(crate) fn skip(what: &str, why: &str) {
 
 /// Returns a command with a device of this model at [`ADDRESS`], and a handle to the device.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>, model: &str) -> (Command, DeviceFile) {
+    faulty_command(program, model, "")
+}
+
+/// Returns such a command, with faults of the device.
+pub(crate) fn faulty_command(
+    program: impl AsRef<std::ffi::OsStr>,
+    model: &str,
+    faults: &str,
+) -> (Command, DeviceFile) {
     let mut command = Command::new(program);
     let model: Model = model.parse().unwrap();
-    let device = model.open(ADDRESS).unwrap();
+    let device = model.open_with_faults(ADDRESS, faults.parse().unwrap()).unwrap();
     let handle = (*device).clone();
     command.device(device).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -5,9 +5,7 @@ use std::fs;
 use libc::pid_t;
 
 use super::patience::Reader;
-
-/// Bytes of a page, within which a read fails as a whole or not at all. Larger pages are multiples of it.
-const PAGE: u64 = 4096;
+use crate::trace::argument;
 
 /// The memory of a process.
 #[derive(Debug)]
@@ -27,25 +25,7 @@ impl Memory {
 
     /// Reads at most `limit` bytes from an address.
     pub(super) fn bytes(&mut self, address: u64, limit: usize) -> Vec<u8> {
-        let mut bytes = vec![0; limit];
-        let count = self.read(address, &mut bytes);
-        bytes.truncate(count);
-        bytes
-    }
-
-    /// Reads a C string of at most `limit` bytes, with the zero byte at its end.
-    pub(super) fn text(&mut self, address: u64, limit: usize) -> Vec<u8> {
-        // What follows the string in the next page may not be readable.
-        let to_next_page = usize::try_from(PAGE - address % PAGE).unwrap_or(limit);
-        let mut text = self.bytes(address, limit.min(to_next_page));
-        if !text.contains(&0) && text.len() == to_next_page && text.len() < limit {
-            let next = address.saturating_add(to_next_page as u64);
-            text.extend(self.bytes(next, limit - to_next_page));
-        }
-        if let Some(end) = text.iter().position(|byte| *byte == 0) {
-            text.truncate(end + 1);
-        }
-        text
+        argument::bytes(address, limit, &mut |address, bytes| self.read(address, bytes))
     }
 }
 

@@ -1,13 +1,14 @@
 //! Reads what a stopped thread is calling, and what came of it: arguments from its registers and memory, files from the
 //! links of its descriptors.
 
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libc::pid_t;
-use whimbrel_uapi::decode::{Call, File, Passing};
+use whimbrel_uapi::decode::{Call, Passing};
 use whimbrel_uapi::ioctl::VFIO_TYPE;
 
+use super::super::argument;
 use super::super::calls::{self, DUPLICATES, Kind, Way};
 use super::super::descriptors::{self, Described, Descriptors};
 use super::super::dirty;
@@ -15,9 +16,6 @@ use super::super::line::MAX_HEX;
 use super::super::record::{Action, Map, On, Outcome, Record, Request, Transfer};
 use super::process::{self, Memory};
 use crate::kcmp;
-
-/// The most bytes of an argument that are read, whatever size it gives for itself.
-pub(super) const MAX_ARGUMENT: usize = 4096;
 
 /// The most buffers of a vector that are read: the kernel takes no more.
 const MAX_BUFFERS: usize = 1024;
@@ -46,7 +44,7 @@ enum Step {
     /// A call on a file.
     On {
         on: On,
-        file: Rc<Described>,
+        file: Arc<Described>,
         action: Action,
         /// The buffers of a read.
         reads_into: Vec<Buffer>,
@@ -105,7 +103,7 @@ impl Context<'_> {
 
     fn step(&mut self, kind: Kind, arguments: [u64; 6]) -> Option<Step> {
         let [first, second, third, fourth, fifth, sixth] = arguments;
-        let on = |fd: i32, file: Rc<Described>, action| {
+        let on = |fd: i32, file: Arc<Described>, action| {
             Some(Step::On { on: file.on(fd), file, action, reads_into: Vec::new() })
         };
         match kind {
@@ -117,7 +115,9 @@ impl Context<'_> {
                 let fd = first as i32;
                 let file = self.identify(fd);
                 let decoded = file.decoded_as(number);
-                let mut request = Request::new(decoded, number, third, self.argument(decoded, number, third));
+                let mut read = |address, bytes: &mut [u8]| self.memory.read(address, bytes);
+                let argument = argument::read(decoded, number, third, &mut read);
+                let mut request = Request::new(decoded, number, third, argument);
                 request.hex = self.hex;
                 on(fd, file, Action::Request(request))
             }
@@ -201,7 +201,7 @@ impl Context<'_> {
                     }
                     Action::Duplicate { .. } => {
                         if let Some(fd) = returned.and_then(|fd| i32::try_from(fd).ok()) {
-                            self.table.insert(fd, &process::link(self.thread, fd), Rc::clone(file));
+                            self.table.insert(fd, &process::link(self.thread, fd), Arc::clone(file));
                         }
                     }
                     Action::Close { .. } if returned.is_some() => self.table.remove(on.fd),
@@ -235,29 +235,12 @@ impl Context<'_> {
                 .map(|bitmap| dirty::count(bitmap, |address, bytes| self.memory.read(address, bytes)));
         }
         if let Some((fd, opened)) = descriptors::learn(file, request, outcome) {
-            self.table.insert(fd, &process::link(self.thread, fd), Rc::new(opened));
-        }
-    }
-
-    /// Returns the bytes of an argument.
-    fn argument(&mut self, file: File, number: u32, value: u64) -> Vec<u8> {
-        match Call::passing(file, number) {
-            Some(Passing::Number) => value.to_ne_bytes().to_vec(),
-            Some(Passing::Bytes(count)) => self.memory.bytes(value, count),
-            // One byte more shows whether the text goes on.
-            Some(Passing::Text(limit)) => self.memory.text(value, limit + 1),
-            Some(Passing::Sized) => {
-                let head = self.memory.bytes(value, size_of::<u32>());
-                let Ok(size) = head.as_slice().try_into().map(u32::from_ne_bytes) else { return head };
-                let size = usize::try_from(size).unwrap_or(MAX_ARGUMENT);
-                self.memory.bytes(value, size.clamp(head.len(), MAX_ARGUMENT))
-            }
-            _ => Vec::new(),
+            self.table.insert(fd, &process::link(self.thread, fd), Arc::new(opened));
         }
     }
 
     /// Returns the file at a descriptor.
-    fn identify(&mut self, fd: i32) -> Rc<Described> {
+    fn identify(&mut self, fd: i32) -> Arc<Described> {
         let link = process::link(self.thread, fd);
         let file = self.table.identify(fd, &link);
         if !file.is_ambiguous() {
@@ -269,7 +252,7 @@ impl Context<'_> {
         let same = self.table.told(&link).into_iter().find(|(known, _)| same(*known));
         match same {
             Some((_, known)) => {
-                self.table.insert(fd, &link, Rc::clone(&known));
+                self.table.insert(fd, &link, Arc::clone(&known));
                 known
             }
             None => file,
@@ -277,7 +260,7 @@ impl Context<'_> {
     }
 
     /// Returns the file at a descriptor, if it is one of VFIO.
-    fn vfio(&mut self, fd: u64) -> Option<(i32, Rc<Described>)> {
+    fn vfio(&mut self, fd: u64) -> Option<(i32, Arc<Described>)> {
         let fd = fd as i32;
         let file = (fd >= 0).then(|| self.identify(fd))?;
         file.is_vfio().then_some((fd, file))
