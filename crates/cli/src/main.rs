@@ -8,6 +8,7 @@ mod demo;
 mod devices;
 mod end;
 mod failure;
+mod fault;
 mod fsm;
 mod inspect;
 mod journal;

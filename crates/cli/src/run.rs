@@ -13,13 +13,20 @@ use rustix::process::{
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
+use whimbrel_device::wrap::fault::Faults;
+use whimbrel_device::{Errno, MigrationFlags};
+use whimbrel_engine::channel::Interrupt;
 use whimbrel_interpose::run::{Address, Child, Command, RunError, Stopper};
+use whimbrel_interpose::trace::Options;
 use whimbrel_models::Model;
 
 use crate::failure::Failure;
+use crate::fault::{self, DeviceFaults};
 use crate::output::{Output, note};
 use crate::signals::is_ignored;
 use crate::target::parse_model;
+use crate::trace::printing::{Printer, Printing};
+use crate::unreachable_fault;
 use crate::usage::json_beside;
 
 /// Run an unmodified VFIO program on models
@@ -29,12 +36,24 @@ use crate::usage::json_beside;
 ///
 /// Regions cannot be mapped, and io_uring is refused (ENOSYS). The devices of the host are hidden from the program.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP, arg = json_beside(JSON))]
+#[command(
+    after_help = AFTER_HELP,
+    arg = json_beside(JSON),
+    mut_group("printing", |options| options.requires("trace"))
+)]
 pub(crate) struct Arguments {
     /// A model (serial, accel or legacy, with settings as after `model:` in `whimbrel --help`), optionally with its PCI
     /// address as `,name=0100:00:00.0`. Repeat it for several devices
     #[arg(long = "device", value_name = "MODEL[,name=ADDRESS]", required = true, value_parser = parse_device)]
     devices: Vec<Device>,
+    #[arg(long, value_name = "[ADDRESS] FAULT", help = fault::HELP, long_help = fault::long_help_with_addresses())]
+    fault: Vec<DeviceFaults>,
+    /// Show what the program asks of the devices: each request decoded, with result and duration, as `whimbrel trace` does,
+    /// without ptrace. With --json each line is one object, on stderr or in FILE
+    #[arg(long)]
+    trace: bool,
+    #[command(flatten)]
+    printing: Printing,
     /// The program and its arguments
     #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     program: Vec<OsString>,
@@ -56,7 +75,9 @@ process group: the program would get them twice.
 Examples:
   whimbrel run --device serial -- whimbrel probe 0100:00:00.0
   whimbrel run --device serial,name=0200:03:00.0 -- qemu-system-x86_64 -device vfio-pci,host=0200:03:00.0
-  whimbrel run --device 'accel?state=1GiB' --device serial -- ./my-vfio-test";
+  whimbrel run --device 'accel?state=1GiB' --device serial -- ./my-vfio-test
+  whimbrel run --device serial --trace -- whimbrel probe 0100:00:00.0
+  whimbrel run --device serial --fault 'arc RUNNING_P2P->STOP: EIO once' -- whimbrel save 0100:00:00.0 -o state";
 
 /// A device on the command line.
 #[derive(Clone, Debug)]
@@ -67,6 +88,9 @@ struct Device {
 
 /// Signals with their senders.
 type Caught = SignalsInfo<WithRawSiginfo>;
+
+/// The signals by which a user ends a program.
+const ENDING: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
 /// The signals that are passed on to the program.
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
@@ -85,16 +109,26 @@ fn parse_device(text: &str) -> Result<Device, String> {
 /// Runs the command. A program that has run decides the exit status.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
     // A signal that ended this process alone would leave the program without its devices.
-    let signals = match caught() {
+    let signals = Interrupt::new().and_then(|interrupt| Ok((caught()?, interrupt)));
+    let (signals, interrupt) = match signals {
         Ok(signals) => signals,
         Err(error) => return fail(output, &Failure::from_io("cannot catch signals", &error), 125),
     };
-    match start(arguments) {
-        Ok(child) => match supervise(child, signals) {
-            Ok(status) => end_like(status),
-            Err(failure) => fail(output, &failure, 125),
-        },
-        Err((failure, status)) => fail(output, &failure, status),
+    let printer = arguments.trace.then(|| Printer::open(&arguments.printing, output, &interrupt)).transpose();
+    let printer = match printer {
+        Ok(printer) => printer.map(|printer| Arc::new(Mutex::new(printer))),
+        Err(failure) => return fail(output, &failure, 125),
+    };
+    let child = match start(arguments, output, printer.clone()) {
+        Ok(child) => child,
+        Err((failure, status)) => return fail(output, &failure, status),
+    };
+    let status = supervise(child, signals, interrupt);
+    // All that happened has been printed.
+    let written = printer.map_or(Ok(()), |printer| printer.lock().finish());
+    match status.and_then(|status| written.map(|()| status)) {
+        Ok(status) => end_like(status),
+        Err(failure) => fail(output, &failure, 125),
     }
 }
 
@@ -104,7 +138,11 @@ fn fail(output: Output, failure: &Failure, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-fn start(arguments: &Arguments) -> Result<Child, (Failure, u8)> {
+fn start(
+    arguments: &Arguments,
+    output: Output,
+    printer: Option<Arc<Mutex<Printer>>>,
+) -> Result<Child, (Failure, u8)> {
     let failed = |error: &RunError| (Failure::from_error(error).hint_if(error.advice()), error.status());
     // It is required on the command line.
     let (program, rest) =
@@ -114,18 +152,66 @@ fn start(arguments: &Arguments) -> Result<Child, (Failure, u8)> {
     // Devices without an address get one of those that are left.
     let mut devices: Vec<&Device> = arguments.devices.iter().collect();
     devices.sort_by_key(|device| device.address.is_none());
+    let mut opened = Vec::new();
     for Device { model, address } in &devices {
         let address = address.map_or_else(|| command.free_address(), Ok).map_err(|error| failed(&error))?;
+        let faults = faults_of(address, &arguments.fault);
         let device = model
-            .open(address.to_string())
+            .open_with_faults(address.to_string(), faults.clone())
             .map_err(|error| (Failure::new(format!("'{model}' cannot be opened: {error}")), 125))?;
+        opened.push((address, faults, device.migration_flags()));
         command.device(device).map_err(|error| failed(&error))?;
     }
-    for (files, Device { model, .. }) in command.devices().iter().zip(devices) {
-        let (group, cdev) = (files.group.display(), files.cdev.display());
-        note(format_args!("{model} at {}: {group}, {cdev}", files.address));
+    check_faults(&arguments.fault, &opened).map_err(|failure| (failure, 125))?;
+    // Between objects for scripts there is no other line.
+    if !(arguments.trace && arguments.printing.is_to_stderr() && output.is_json()) {
+        for (files, Device { model, .. }) in command.devices().iter().zip(devices) {
+            let (group, cdev) = (files.group.display(), files.cdev.display());
+            note(format_args!("{model} at {}: {group}, {cdev}", files.address));
+        }
+    }
+    if let Some(printer) = printer {
+        let options = Options::default().hex(arguments.printing.hex);
+        command.trace(options, move |event| printer.lock().take(&event));
     }
     command.spawn().map_err(|error| failed(&error))
+}
+
+/// Returns the faults of the device with this address.
+fn faults_of(address: Address, faults: &[DeviceFaults]) -> Faults {
+    let its = |faults: &&DeviceFaults| faults.address.is_none_or(|its| its == address);
+    Faults::new(faults.iter().filter(its).flat_map(|its| its.faults.iter().cloned()))
+}
+
+/// Checks that each fault is for one of the devices, that it is clear for which, and that it can happen there.
+fn check_faults(
+    faults: &[DeviceFaults],
+    devices: &[(Address, Faults, Result<MigrationFlags, Errno>)],
+) -> Result<(), Failure> {
+    let all: Vec<String> = devices.iter().map(|(address, ..)| address.to_string()).collect();
+    let all = all.join(", ");
+    for DeviceFaults { address, faults } in faults {
+        match address {
+            Some(address) if !devices.iter().any(|(other, ..)| other == address) => {
+                return Err(Failure::new(format!(
+                    "no device has the address {address} of --fault '{faults}'"
+                ))
+                .hint(format!("the addresses are {all}")));
+            }
+            None if devices.len() > 1 => {
+                return Err(Failure::new(format!("--fault '{faults}' does not say which device it is for"))
+                    .hint(format!("begin it with one of the addresses {all}")));
+            }
+            _ => {}
+        }
+    }
+    for (address, faults, flags) in devices {
+        // A device that migrates through a region has none.
+        if let Ok(flags) = flags {
+            unreachable_fault::check(faults, *flags, &format!("device {address}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Catches the signals to pass on, but for those that are ignored.
@@ -135,11 +221,11 @@ fn caught() -> std::io::Result<Caught> {
 
 /// Waits for the program, and passes signals on to it meanwhile. What it has started is served as long as it has a device
 /// open; a signal ends that.
-fn supervise(mut child: Child, signals: Caught) -> Result<ExitStatus, Failure> {
+fn supervise(mut child: Child, signals: Caught, interrupt: Interrupt) -> Result<ExitStatus, Failure> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| Failure::new("the program's process has no number"))?;
     let running = Arc::new(Mutex::new(Some(pid)));
-    pass_on_signals(signals, running.clone(), child.stopper())
+    pass_on_signals(signals, running.clone(), child.stopper(), interrupt)
         .map_err(|error| Failure::from_io("cannot start a thread for signals", &error))?;
     // Its number is free for other processes only once it is waited for.
     while let Err(rustix::io::Errno::INTR) =
@@ -153,15 +239,21 @@ fn supervise(mut child: Child, signals: Caught) -> Result<ExitStatus, Failure> {
 
 /// Passes on the signals that processes send. Those of the terminal reach the program by themselves.
 ///
+/// Those that end a program also end a wait for a reader of the trace.
+///
 /// Nothing tells a signal for the whole process group, which reaches the program too, from one for this process alone. Twice
 /// is better than never.
 fn pass_on_signals(
     mut incoming: Caught,
     running: Arc<Mutex<Option<Pid>>>,
     stopper: Stopper,
+    interrupt: Interrupt,
 ) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for info in incoming.forever() {
+            if ENDING.contains(&info.si_signo) {
+                interrupt.set();
+            }
             let running = running.lock();
             match (*running, Signal::from_named_raw(info.si_signo)) {
                 // Sent by a process.

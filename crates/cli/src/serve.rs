@@ -15,6 +15,7 @@ use whimbrel_sandbox::Sandbox;
 use whimbrel_vfio_user::{Backend, BackendOptions, Listener, Server, Stopper, Takeover, TakeoverError};
 
 use crate::failure::Failure;
+use crate::fault;
 use crate::output::{self, Output};
 use crate::size;
 use crate::target::parse_model;
@@ -79,14 +80,8 @@ pub(crate) struct Arguments {
     /// migration goes on. Programs that know our extensions to vfio-user are told which one it is (`whimbrel probe`).
     #[arg(long, value_name = "RULE", value_parser = parse_reset_rule)]
     reset_rule: Option<ResetRule>,
-    /// Inject a fault into the device, such as 'arc RUNNING_P2P->STOP: EIO once'
-    ///
-    /// Separate several faults with semicolons, or repeat --fault. Other faults: 'read after 1MiB: short' (or EIO,
-    /// end), 'read after 0 in STOP_COPY: EIO', 'write after 4KiB: ENOSPC', 'delay STOP_COPY 200ms', 'size: 100GiB',
-    /// 'precopy: initial 5 dirty 0', 'reinit after 1MiB', 'temporary end: 0', 'log report: EIO', 'reset: EIO'; * is
-    /// any state, 'broken' after the errno of an arc leads to ERROR, 0 instead of it reports success and leaves the
-    /// device where it was, and 'once' or '3 times' at the end limits the number of times.
-    #[arg(long, value_name = "FAULT")]
+    // The same list as of `run`.
+    #[arg(long, value_name = "FAULT", help = fault::HELP, long_help = fault::long_help())]
     fault: Vec<Faults>,
     /// Started by another whimbrel process: serve until stdin ends too, and remove the socket's folder with the socket
     #[arg(long, hide = true, conflicts_with = "sandbox")]
@@ -166,7 +161,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .map_err(|error| Failure::new(format!("'{model}' cannot be served: {error}")))?;
     // A device that migrates through a region has none.
     if let Ok(flags) = device.migration_flags() {
-        unreachable_fault::check(&faults, flags)?;
+        unreachable_fault::check(&faults, flags, "the device")?;
     }
     let backend = Backend::with(device, options);
     let rule = backend.device().reset_rule();

@@ -9,13 +9,13 @@ use crate::fsm::flag_names;
 use crate::output::names;
 
 /// Checks that each fault of an arc, or of entering a state, can happen in a device with these features.
-pub(crate) fn check(faults: &Faults, flags: MigrationFlags) -> Result<(), Failure> {
+pub(crate) fn check(faults: &Faults, flags: MigrationFlags, device: &str) -> Result<(), Failure> {
     let Some(fault) = faults.iter().find(|fault| !can_happen(fault, flags)) else { return Ok(()) };
     let what = match fault.kind {
         FaultKind::Arc { .. } => "this arc",
         _ => "this state",
     };
-    Err(Failure::new(format!("--fault '{fault}' can never happen: the device does not take {what}")).hint(
+    Err(Failure::new(format!("--fault '{fault}' can never happen: {device} does not take {what}")).hint(
         format!(
             "its features are {}; `whimbrel fsm` shows the arcs that a request takes",
             names(flag_names(flags))
@@ -63,7 +63,7 @@ mod tests {
             ("reset: EBUSY", plain, true),
         ] {
             let faults: Faults = text.parse().unwrap();
-            assert_eq!(check(&faults, flags).is_ok(), expected, "{text} with {flags:?}");
+            assert_eq!(check(&faults, flags, "the device").is_ok(), expected, "{text} with {flags:?}");
         }
     }
 }

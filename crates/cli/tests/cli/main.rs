@@ -23,6 +23,8 @@ mod partial;
 mod reconnect;
 mod resolve;
 mod run;
+mod run_faults;
+mod run_trace;
 mod sandbox;
 mod sentences;
 mod serve;

@@ -12,16 +12,16 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{argument, command, finish, skip};
 
-const WHIMBREL: &str = env!("CARGO_BIN_EXE_whimbrel");
-const ADDRESS: &str = "0100:00:00.0";
+pub(crate) const WHIMBREL: &str = env!("CARGO_BIN_EXE_whimbrel");
+pub(crate) const ADDRESS: &str = "0100:00:00.0";
 
 /// `whimbrel run` with a device and a program.
-fn run(model: &str, program: &[&str]) -> Command {
+pub(crate) fn run(model: &str, program: &[&str]) -> Command {
     command(["run", "--device", model, "--"].iter().chain(program))
 }
 
 /// Whether programs can be run here at all; if not, it is said that `what` is left out.
-fn can_run(what: &str) -> bool {
+pub(crate) fn can_run(what: &str) -> bool {
     let run = finish(run("serial", &["true"]));
     if run.status == 0 {
         return true;

@@ -1,12 +1,11 @@
 //! `whimbrel trace`: shows what a program asks of VFIO devices.
 
+pub(crate) mod printing;
 mod target;
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -15,11 +14,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
 use whimbrel_engine::channel::Interrupt;
-use whimbrel_interpose::trace::{Event, Options, Record, Summary, TraceError, Tracer};
+use whimbrel_interpose::trace::{Event, Options, TraceError, Tracer};
 
-use self::target::Target;
+use self::printing::{Printer, Printing};
 use crate::failure::Failure;
-use crate::output::{self, Output, note};
+use crate::output::{Output, note};
 use crate::signals::is_ignored;
 use crate::usage::json_beside;
 
@@ -34,15 +33,8 @@ pub(crate) struct Arguments {
     /// The program and its arguments
     #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
-    /// Write the trace to this file instead of stderr
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Print a table of calls, errors, time and bytes at the end, instead of the calls
-    #[arg(long)]
-    summary: bool,
-    /// Show bytes of arguments, answers and transfers too, the first 256 of each
-    #[arg(long)]
-    hex: bool,
+    #[command(flatten)]
+    printing: Printing,
     /// Show every open, read, write, mmap, dup and close of a VFIO file. Slows down all such calls of the program
     ///
     /// Without this option these are shown: accesses at offsets from 2^40 on (the regions of the kernel's drivers but
@@ -87,18 +79,18 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
 fn trace(arguments: &Arguments, output: Output) -> Result<u8, (Failure, u8)> {
     let own = |failure: Failure| (failure, FAILED);
     let signal = Interrupt::new().map_err(|error| own(Failure::from_io("cannot catch signals", &error)))?;
-    let mut trace = Trace::open(arguments, output, &signal).map_err(own)?;
+    let mut printer = Printer::open(&arguments.printing, output, &signal).map_err(own)?;
     let signals = caught().map_err(|error| own(Failure::from_io("cannot catch signals", &error)))?;
-    let options = Options::default().all_io(arguments.all_io).hex(arguments.hex);
+    let options = Options::default().all_io(arguments.all_io).hex(arguments.printing.hex);
     let tracer = Tracer::start(&arguments.command, options).map_err(not_traced)?;
     pass_on(signals, &tracer, signal).map_err(own)?;
     let mut has_seen = false;
     let take = &mut |event: Event| {
         has_seen |= matches!(event, Event::Record(_));
-        trace.take(&event);
+        printer.take(&event);
     };
     let ended = tracer.run(take).map_err(not_traced)?;
-    trace.finish().map_err(own)?;
+    printer.finish().map_err(own)?;
     if !has_seen && !output.is_json() {
         note("no VFIO request was seen; those that `whimbrel run` answers do not reach a trace");
     }
@@ -108,93 +100,6 @@ fn trace(arguments: &Arguments, output: Output) -> Result<u8, (Failure, u8)> {
 fn not_traced(error: TraceError) -> (Failure, u8) {
     // Its message has the cause.
     (Failure::new(error.to_string()).hint_if(error.advice()), error.status())
-}
-
-/// The output of a trace. A failure to write it does not disturb the program, and is told at the end.
-struct Trace {
-    to: Box<dyn Write>,
-    name: String,
-    json: bool,
-    summary: Option<Summary>,
-    failed: Option<io::Error>,
-}
-
-impl Trace {
-    fn open(arguments: &Arguments, output: Output, signal: &Interrupt) -> Result<Trace, Failure> {
-        let (to, name): (Box<dyn Write>, _) = match &arguments.output {
-            Some(path) => {
-                let name = path.display().to_string();
-                let file = File::create(path)
-                    .map_err(|error| Failure::from_io(format!("cannot create {name}"), &error))?;
-                (Box::new(Target::new(file, signal.clone())), name)
-            }
-            None => (Box::new(Target::new(io::stderr(), signal.clone())), "stderr".to_string()),
-        };
-        let summary = arguments.summary.then(Summary::default);
-        Ok(Trace { to, name, json: output.is_json(), summary, failed: None })
-    }
-
-    fn take(&mut self, event: &Event) {
-        match event {
-            Event::Record(record) => self.record(record),
-            Event::NotTraced { process } => note(format_args!(
-                "warning: process {process} runs a program for another architecture: its requests are not traced"
-            )),
-            _ => {}
-        }
-    }
-
-    fn record(&mut self, record: &Record) {
-        match &mut self.summary {
-            Some(summary) => summary.add(record),
-            // Records always serialise.
-            None if self.json => self.line(&serde_json::to_string(record).unwrap_or_default()),
-            None => self.line(&record.to_string()),
-        }
-    }
-
-    /// Writes a line at once, so that it is not torn apart from the program's own output.
-    fn line(&mut self, line: &str) {
-        if self.failed.is_none()
-            && let Err(error) = self.to.write_all(format!("{line}\n").as_bytes())
-        {
-            self.failed = Some(error);
-        }
-    }
-
-    fn finish(mut self) -> Result<(), Failure> {
-        if let Some(summary) = self.summary.take() {
-            let text = if self.json {
-                serde_json::json!({ "summary": summary.sums() }).to_string()
-            } else {
-                table(&summary)
-            };
-            self.line(&text);
-        }
-        match self.failed {
-            // A reader that closes its end early has what it wanted.
-            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(Failure::from_io(format!("cannot write the trace to {}", self.name), &error))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-fn table(summary: &Summary) -> String {
-    let mut table = output::table(["CALL", "CALLS", "ERRORS", "TOTAL", "MAX", "BYTES"]);
-    for sums in summary.sums() {
-        table.add_row([
-            sums.call,
-            sums.calls.to_string(),
-            sums.errors.to_string(),
-            format!("{} us", sums.total.as_micros()),
-            format!("{} us", sums.max.as_micros()),
-            sums.bytes.to_string(),
-        ]);
-    }
-    output::align_right(&mut table, 1..6);
-    table.trim_fmt()
 }
 
 /// Catches the signals that would end the trace before the program, but for those that are ignored: the program must
@@ -228,14 +133,4 @@ fn pass_on(mut signals: Caught, tracer: &Tracer, signal: Interrupt) -> Result<()
         })
         .map(|_| ())
         .map_err(|error| Failure::from_io("cannot start a thread for signals", &error))
-}
-
-#[cfg(test)]
-mod tests {
-    use whimbrel_interpose::trace::MAX_HEX;
-
-    #[test]
-    fn the_help_says_how_many_bytes_are_shown() {
-        assert_eq!(MAX_HEX, 256);
-    }
 }
