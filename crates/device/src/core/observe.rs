@@ -34,6 +34,15 @@ pub enum Observed<'a> {
         /// The state after.
         now: State,
     },
+    /// The close of its last file, at which the device is reset.
+    Close {
+        /// The state before.
+        from: State,
+        /// The answer of the reset.
+        result: Result<(), Errno>,
+        /// The state after.
+        now: State,
+    },
     /// A read from a data file, of at least one byte.
     Read {
         /// The data file.

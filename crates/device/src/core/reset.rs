@@ -1,7 +1,7 @@
 //! Resets of a device, and what they do to its migration.
 
-use whimbrel_protocol::Errno;
 use whimbrel_protocol::reset::ResetRule;
+use whimbrel_protocol::{Errno, State};
 
 use super::device::Core;
 use super::file::DeviceFile;
@@ -13,7 +13,7 @@ impl DeviceFile {
     /// The user's interrupt setup stays. By [`ResetRule::KeepsPrecopy`] a device in pre-copy keeps its state and session.
     pub fn reset(&self) -> Result<(), Errno> {
         let rule = self.reset_rule();
-        self.reset_by(rule, |driver, context| driver.reset(context))
+        self.reset_by(rule, observed, |driver, context| driver.reset(context))
     }
 
     /// Sets what [`DeviceFile::reset`] does to a migration; by default it ends. A hot reset and the last close always end
@@ -36,27 +36,34 @@ impl DeviceFile {
 
     /// Executes the device's part in a hot reset.
     pub(crate) fn bus_reset(&self) -> Result<(), Errno> {
-        self.reset_by(ResetRule::EndsMigration, |driver, context| driver.bus_reset(context))
+        self.reset_by(ResetRule::EndsMigration, observed, |driver, context| driver.bus_reset(context))
     }
 
     /// Resets the device on behalf of a user who has left.
     pub(super) fn reset_at_close(&self) -> Result<(), Errno> {
-        self.reset_by(ResetRule::EndsMigration, |driver, context| driver.reset(context))
+        let observed = |from, result, now| Observed::Close { from, result, now };
+        self.reset_by(ResetRule::EndsMigration, observed, |driver, context| driver.reset(context))
     }
 
     fn reset_by(
         &self,
         rule: ResetRule,
+        observed: impl FnOnce(State, Result<(), Errno>, State) -> Observed<'static>,
         reset: impl FnOnce(&mut dyn Driver, &Context) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let Core { driver, walk, context, in_flight, .. } = &mut *self.shared().active_for_reset();
         let from = context.state();
         let result = walk.reset(rule, &mut **driver, context, reset);
-        self.shared().tell(|| Observed::Reset { from, result, now: context.state() });
+        self.shared().tell(|| observed(from, result, context.state()));
         if result.is_ok() {
             in_flight.forget();
         }
         self.shared().notify_worker();
         result
     }
+}
+
+/// A reset that a user has asked for.
+fn observed(from: State, result: Result<(), Errno>, now: State) -> Observed<'static> {
+    Observed::Reset { from, result, now }
 }

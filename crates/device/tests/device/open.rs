@@ -1,13 +1,13 @@
 //! A device is open through its group or by its own file, never both; what its last close ends.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::iommufd_program::{ARGUMENT, Program};
 use whimbrel_device::iommufd::{Iommu, Iommufd, OwnIommu};
 use whimbrel_device::{
     ArcError, Cdev, Container, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Group,
-    GroupFile, HardwareIommu, Info, Migration, MigrationFlags, PrecopyReport, State, Translation,
+    GroupFile, HardwareIommu, Info, Migration, MigrationFlags, Observed, PrecopyReport, State, Translation,
 };
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::cdev::DeviceBindIommufd;
@@ -294,6 +294,29 @@ fn the_last_close_forgets_that_a_user_understood_reinit() {
     let cdev = own_file(&a);
     bind(&mut program, &cdev, OURS).unwrap();
     assert_eq!(precopy_flags(&mut program, cdev.device().unwrap()), 0x50);
+}
+
+#[test]
+fn the_last_close_is_observed_and_not_taken_for_a_request_of_the_user() {
+    let a = device("a");
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let observed = Arc::clone(&seen);
+    a.observe(move |request| {
+        observed.lock().unwrap().push(match request {
+            Observed::Close { from, result, now } => ("close", *from, *result, *now),
+            Observed::Reset { from, result, now } => ("reset", *from, *result, *now),
+            _ => return,
+        });
+    });
+    let file = open(&Group::new(Translation::Emulated, vec![a]).unwrap());
+    let (first, second) = (file.device("a").unwrap(), file.device("a").unwrap());
+    drop(first.set_mig_state(State::StopCopy).unwrap());
+    drop(first);
+    assert_eq!(*seen.lock().unwrap(), []);
+    drop(second);
+    // This driver cannot be reset.
+    let refused = Err(Errno::ENOTTY);
+    assert_eq!(*seen.lock().unwrap(), [("close", State::StopCopy, refused, State::StopCopy)]);
 }
 
 #[test]
