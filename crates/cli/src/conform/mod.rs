@@ -132,7 +132,8 @@ Examples:
   whimbrel conform program:./driver program:./driver
   whimbrel conform --list --level must
   whimbrel conform --sentences /usr/include/linux/vfio.h
-  whimbrel conform --user -- whimbrel save vfio-user:{socket} -o {folder}/state";
+  whimbrel conform --user -- whimbrel save vfio-user:{socket} -o {folder}/state
+  whimbrel conform --user -- ./my-vmm --device {address} --migrate-to {folder}/state";
 
 fn parse_level(text: &str) -> Result<Level, String> {
     Level::ALL.into_iter().find(|level| level.name().eq_ignore_ascii_case(text)).ok_or_else(|| {

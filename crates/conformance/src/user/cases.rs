@@ -238,7 +238,7 @@ const ERROR: &[UserCase] = &[
 
 const DATA_FD: &[UserCase] = &[
     source(Level::Must, "user/data-fd/end-of-stream", WHOLE, rules::succeeds),
-    source(Level::Must, "user/data-fd/short-reads", WHOLE, rules::succeeds).faults("read after 4KiB: short", Met::Always),
+    source(Level::Must, "user/data-fd/short-reads", WHOLE, rules::succeeds).faults("read after 4KiB: short 4096 times", Met::Always),
     source(Level::Must, "user/data-fd/failed-read", WHOLE, rules::failure_is_reported)
         .faults("read after 4KiB in STOP_COPY: EIO", Met::FailedData)
         .flags(STOP_COPY_ALONE),
@@ -273,7 +273,7 @@ const DATA_FD: &[UserCase] = &[
         "The user is not required to preserve buffer segmentation when writing the data stream during the RESUMING operation.",
         rules::succeeds,
     )
-    .faults("write after 4KiB: short", Met::Always),
+    .faults("write after 4KiB: short 4096 times", Met::Always),
     destination(Level::Must, "user/data-fd/failed-write", ABORT, rules::resuming_is_aborted_by_reset)
         .faults("write after 4KiB: EIO", Met::FailedData),
     destination(Level::Must, "user/data-fd/write-failed-once", ABORT, rules::resuming_is_aborted_by_reset)

@@ -72,7 +72,7 @@ impl Met {
             ),
             Met::FailedData => (any(&fails), "no read or write of the state fails"),
             Met::ToldFailedRead => (
-                any(&fails) && view.uses_extensions(),
+                any(&fails) && view.tells_errors_from_the_end(),
                 "plain vfio-user tells neither ENOMSG nor an error after some bytes from the end",
             ),
             Met::PreCopy => (

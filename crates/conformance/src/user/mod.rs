@@ -17,6 +17,6 @@ mod user_case;
 mod view;
 
 pub use self::cases::cases;
-pub use self::record::{Exit, Record, Request, Socket};
+pub use self::record::{Exit, Interface, Record, Request, Socket};
 pub use self::run::{UserUnderTest, run_user};
 pub use self::user_case::{Role, UserCase};

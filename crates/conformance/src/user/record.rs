@@ -17,6 +17,17 @@ pub enum Socket {
     Second,
 }
 
+/// The interface by which a program uses its devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Interface {
+    /// The kernel's VFIO: an error of a data file reaches the program as it is.
+    #[default]
+    Vfio,
+    /// A vfio-user socket: without our extensions, some errors of a data file look like its end.
+    VfioUser,
+}
+
 /// A request, with its answer. `state` is the device's migration state at the request, `session` numbers a device's data
 /// files from 1 on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +51,13 @@ pub enum Request {
         /// The state before.
         from: State,
         /// The answer.
+        result: Result<(), Errno>,
+    },
+    /// The close of the device's last file, at which the kernel resets the device. vfio-user has none.
+    Close {
+        /// The state before.
+        from: State,
+        /// The answer of the reset.
         result: Result<(), Errno>,
     },
     /// Reads from a data file.
@@ -149,6 +167,7 @@ pub struct Record {
     /// The program's output.
     pub(crate) said: String,
     pub(crate) has_second: bool,
+    pub(crate) interface: Interface,
     /// Bytes of state that were kept.
     bytes: usize,
     /// Set if requests or bytes are missing, for there were too many.
@@ -171,6 +190,7 @@ impl Record {
             exit: Exit::TimedOut(Duration::ZERO),
             said: String::new(),
             has_second: false,
+            interface: Interface::default(),
             bytes: 0,
             is_cut: false,
         }
@@ -180,6 +200,12 @@ impl Record {
     #[must_use]
     pub fn with_second(self) -> Record {
         Record { has_second: true, ..self }
+    }
+
+    /// Says by which interface the program uses its devices: by default the kernel's VFIO.
+    #[must_use]
+    pub fn over(self, interface: Interface) -> Record {
+        Record { interface, ..self }
     }
 
     /// Adds the program's next request.
@@ -281,6 +307,10 @@ impl fmt::Display for Request {
                 write!(f, "SET {to} = {errno:?}, from {from}, now in {now}")
             }
             Request::Reset { from, result } => write!(f, "RESET in {from} = {}", Answer(result)),
+            Request::Close { from, result: Ok(()) } => write!(f, "close in {from}"),
+            Request::Close { from, result: Err(errno) } => {
+                write!(f, "close in {from}, and its reset fails with {errno:?}")
+            }
             Request::Read { session, state, result: Ok(bytes) } => {
                 write!(f, "read from data_fd {session} in {state} = {} bytes", bytes.len())
             }
@@ -310,6 +340,13 @@ impl fmt::Display for Request {
                 write!(f, "{what} of {length} bytes at {offset:#x} of region {index} in {state}")
             }
         }
+    }
+}
+
+impl Request {
+    /// Returns whether it has reset the device: the program has asked for that, or has closed the device.
+    pub(crate) fn has_reset(&self) -> bool {
+        matches!(self, Request::Reset { result: Ok(()), .. } | Request::Close { result: Ok(()), .. })
     }
 }
 

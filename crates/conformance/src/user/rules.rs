@@ -82,9 +82,8 @@ pub(super) fn failed_set_is_not_taken_as_done(view: &View<'_>) -> Outcome {
     for request in view.requests() {
         match request {
             Request::SetState { to, result: Err(errno), .. } => failed = Some((*to, *errno)),
-            Request::SetState { .. } | Request::GetState(_) | Request::Reset { result: Ok(()), .. } => {
-                failed = None;
-            }
+            Request::SetState { .. } | Request::GetState(_) => failed = None,
+            request if request.has_reset() => failed = None,
             Request::Read { .. } | Request::Write { .. } => {
                 if let Some((to, errno)) = failed {
                     return fail(
@@ -133,7 +132,7 @@ pub(super) fn error_is_reset(view: &View<'_>) -> Outcome {
     for request in view.requests() {
         match request {
             Request::GetState(state) => is_known = *state == State::Error,
-            Request::Reset { result: Ok(()), .. } => is_known = false,
+            request if request.has_reset() => is_known = false,
             // Configuration space may be kept, to be restored after the reset.
             Request::Region { index: VFIO_PCI_CONFIG_REGION_INDEX, .. } => {}
             Request::SetState { from: State::Error, .. } | Request::Region { state: State::Error, .. }
@@ -178,7 +177,7 @@ pub(super) fn resuming_is_aborted_by_reset(view: &View<'_>) -> Outcome {
                     failed = Some(request.to_string());
                 }
             }
-            Request::Reset { result: Ok(()), .. } => (failed, last_write_failed) = (None, false),
+            request if request.has_reset() => (failed, last_write_failed) = (None, false),
             Request::SetState { from: State::Resuming, result, .. } => {
                 // A device may refuse what a failed write has left, but need not.
                 if let Some(first) = failed.as_ref().filter(|_| last_write_failed || result.is_ok()) {
@@ -337,7 +336,8 @@ pub(super) fn logging_is_started_once(view: &View<'_>) -> Outcome {
                 return fail("DMA_LOGGING_STOP before the next DMA_LOGGING_START", request);
             }
             Request::LoggingStart(result) => is_started = result.is_ok(),
-            Request::LoggingStop(Ok(())) | Request::Reset { result: Ok(()), .. } => is_started = false,
+            Request::LoggingStop(Ok(())) | Request::Close { .. } => is_started = false,
+            request if request.has_reset() => is_started = false,
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::session::Direction;
 use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
 
-use super::{Exit, Record, Request, Role, Socket, UserCase, UserUnderTest, cases, run_user};
+use super::{Exit, Interface, Record, Request, Role, Socket, UserCase, UserUnderTest, cases, run_user};
 use crate::case::Level;
 use crate::config::Config;
 use crate::report::Report;
@@ -69,6 +69,17 @@ impl Hand {
     fn reset(self) -> Hand {
         let Hand(record, socket, from) = self;
         Hand(record, socket, Running).add(Request::Reset { from, result: Ok(()) })
+    }
+
+    fn close(self) -> Hand {
+        let Hand(record, socket, from) = self;
+        Hand(record, socket, Running).add(Request::Close { from, result: Ok(()) })
+    }
+
+    /// A close whose reset fails.
+    fn close_fails(self) -> Hand {
+        let from = self.2;
+        self.add(Request::Close { from, result: Err(Errno::EIO) })
     }
 
     fn reset_fails(self) -> Hand {
@@ -200,8 +211,25 @@ fn a_user_that_takes_enomsg_for_the_end_is_found() {
     };
     passes(id, &read().failed("ENOMSG"));
     finds(id, &read().done(), "then ENOMSG");
-    // A plain client cannot know.
-    skips(id, &Hand::new().set(StopCopy).read(Err(Errno::ENOMSG)).set(Running).done());
+    let plain = || Hand::new().set(StopCopy).read(Err(Errno::ENOMSG)).set(Running).done();
+    // A plain client of vfio-user cannot know; a user of the kernel's VFIO can.
+    skips(id, &plain().over(Interface::VfioUser));
+    finds(id, &plain(), "then ENOMSG");
+}
+
+#[test]
+fn a_close_brings_a_device_back_for_its_next_open_only() {
+    let id = "user/error/reset";
+    let broken = || Hand::new().set_fails(StopCopy, Error).get();
+    finds(id, &broken().close().failed("done"), "with the device in ERROR");
+    finds(id, &broken().close().close().failed("done"), "with the device in ERROR");
+    passes(id, &broken().close().get().failed("done"));
+    finds(id, &broken().close_fails().get().failed("done"), "with the device in ERROR");
+    let id = "user/dirty/single-start";
+    let logs = || Hand::new().add(Request::LoggingStart(Ok(())));
+    passes(id, &logs().close().add(Request::LoggingStart(Ok(()))).done());
+    let again = Request::LoggingStart(Err(Errno::EINVAL));
+    finds(id, &logs().add(again).close().done(), "DMA_LOGGING_START");
 }
 
 #[test]

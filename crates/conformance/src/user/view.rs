@@ -3,7 +3,7 @@
 use whimbrel_protocol::session::Direction;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
-use super::record::{Exit, Record, Request, Socket, Step};
+use super::record::{Exit, Interface, Record, Request, Socket, Step};
 use super::user_case::Role;
 
 /// The part of a record that a rule judges.
@@ -33,7 +33,9 @@ impl<'a> View<'a> {
             Role::Destination if record.has_second => Socket::Second,
             Role::Source | Role::Destination => Socket::First,
         };
-        let steps = record.steps.iter().filter(|step| step.socket == socket).collect();
+        let mut steps: Vec<&Step> = record.steps.iter().filter(|step| step.socket == socket).collect();
+        // What the kernel does at the program's end is not the program's doing.
+        while steps.pop_if(|step| matches!(step.request, Request::Close { .. })).is_some() {}
         View { record, role, steps }
     }
 
@@ -75,7 +77,7 @@ impl<'a> View<'a> {
         self.requests().fold(State::Running, |state, request| match request {
             Request::GetState(state) => *state,
             Request::SetState { now, .. } => *now,
-            Request::Reset { result: Ok(()), .. } => State::Running,
+            request if request.has_reset() => State::Running,
             _ => state,
         })
     }
@@ -86,15 +88,16 @@ impl<'a> View<'a> {
         self.record.said.lines().any(|line| line_tells(line, state))
     }
 
-    /// Returns whether the program speaks our migration extensions to vfio-user, in which alone these requests exist.
-    pub(crate) fn uses_extensions(&self) -> bool {
+    /// Returns whether the program can tell an error of a data file from its end: over plain vfio-user it cannot. Requests
+    /// that exist in our migration extensions alone show that it speaks these.
+    pub(crate) fn tells_errors_from_the_end(&self) -> bool {
         let is_extension = |request: &Request| {
             let sees_p2p =
                 matches!(request, Request::SetState { to: State::RunningP2p | State::PreCopyP2p, .. });
             let asks = matches!(request, Request::DataSize(_) | Request::PrecopyInfo { .. });
             sees_p2p || asks || matches!(request, Request::PrecopyInfoV2(_))
         };
-        self.requests().any(is_extension)
+        self.record.interface != Interface::VfioUser || self.requests().any(is_extension)
     }
 
     /// Returns the data files that save, or those that load a state, in order.
@@ -164,6 +167,9 @@ pub(crate) fn is_temporary_end(request: &Request) -> bool {
 /// Words before ERROR that make it a state. Without one of them it is a log level.
 const BEFORE_ERROR: [&str; 7] = ["in", "into", "to", "is", "was", "state", "device"];
 
+/// The requests for a reset: naming the one that has failed tells that the device has to be reset.
+const RESETS: [&str; 2] = ["VFIO_DEVICE_RESET", "VFIO_USER_DEVICE_RESET"];
+
 /// Returns whether a line names a device's state, or a reset. A connection that was reset is not a device.
 fn line_tells(line: &str, state: State) -> bool {
     let lower = line.to_ascii_lowercase();
@@ -175,7 +181,8 @@ fn line_tells(line: &str, state: State) -> bool {
             let before = at.checked_sub(1).map(|before| words[before].to_ascii_lowercase());
             !before.is_some_and(|before| BEFORE_ERROR.contains(&before.as_str()))
         };
-        *word == state.name() && !is_level || word.eq_ignore_ascii_case("reset") && !is_of_connection
+        let is_reset = word.eq_ignore_ascii_case("reset") || RESETS.contains(word);
+        *word == state.name() && !is_level || is_reset && !is_of_connection
     })
 }
 
@@ -190,6 +197,7 @@ mod tests {
             ("vmm: state ERROR, reset it", State::Error, true),
             ("the device stands in STOP", State::Stop, true),
             ("reset the device: whimbrel reset", State::Stop, true),
+            ("0100:00:00.0: VFIO_DEVICE_RESET: EIO", State::Error, true),
             ("ERROR vmm: giving up", State::Error, false),
             ("2026-01-01 ERROR giving up", State::Error, false),
             ("Connection reset by peer", State::Stop, false),

@@ -1,6 +1,7 @@
 //! The command that starts a program: its arguments and devices.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -104,6 +105,12 @@ impl Command {
     /// Sets the program's standard error.
     pub fn stderr(&mut self, stderr: impl Into<Stdio>) -> &mut Command {
         self.inner.stderr(stderr);
+        self
+    }
+
+    /// Puts the program into this process group: 0 for a group of its own.
+    pub fn process_group(&mut self, group: i32) -> &mut Command {
+        self.inner.process_group(group);
         self
     }
 

@@ -1,8 +1,11 @@
 //! `whimbrel conform --user`: the conformance suite for the user side, on a program.
 
+mod devices;
+mod placeholders;
 mod process;
 mod program;
-mod served;
+mod vfio;
+mod vfio_user;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -15,6 +18,7 @@ use whimbrel_conformance::user::{Role, UserCase, cases, run_user};
 use whimbrel_device::survive_lost_memory;
 use whimbrel_models::Model;
 
+use self::placeholders::Words;
 use self::program::Program;
 use super::report::{Format, Replay, Report};
 use super::{Arguments, read_known_failures};
@@ -29,11 +33,15 @@ use crate::target::parse_model;
 pub(super) struct UserArguments {
     /// Test a program that uses a device, such as a VMM, in place of a device
     ///
-    /// PROGRAM is run once for each case. It saves the state of a vfio-user device, loads one, or migrates one, and its
-    /// exit status says whether that succeeded. The device misbehaves at a point of the case, and the program is judged
-    /// by its requests and its exit status. In the arguments, {socket} is replaced by the path of the device's socket,
-    /// {second} by that of a second device, the destination, and {folder} by that of an empty folder; they are also in
-    /// the variables WHIMBREL_SOCKET, WHIMBREL_SECOND and WHIMBREL_FOLDER.
+    /// PROGRAM is run once for each case. It saves the state of a device, loads one, or migrates one, and its exit status
+    /// says whether that succeeded. The device misbehaves at a point of the case, and the program is judged by its
+    /// requests and its exit status.
+    ///
+    /// The arguments name the device. {socket} is the path of a vfio-user socket. {address}, {group} and {cdev} are the PCI
+    /// address, the group's file and the own file of a device of the kernel's VFIO, for which the program runs as under
+    /// `whimbrel run`. {second}, or {second-address}, {second-group} and {second-cdev}, name a second device, the
+    /// destination. {folder} is an empty folder. The same values are in the variables WHIMBREL_SOCKET, WHIMBREL_ADDRESS,
+    /// WHIMBREL_SECOND_ADDRESS and so on.
     #[arg(long)]
     #[arg(conflicts_with_all = ["target", "second", "dry_run", "allow", "stream", "force", "case_timeout", "state_limit"])]
     pub(super) user: bool,
@@ -85,13 +93,14 @@ pub(super) fn run(arguments: &Arguments, format: Format, output: Output) -> Resu
         return Err(Failure::usage("--user needs a program to test")
             .hint("add it after --, such as `-- vmm --device {socket}`"));
     }
+    let words = Words::new(&user.program)?;
     if let Some(path) = &arguments.known_failures {
         (_, config.known_failures) = read_known_failures(path, cases().map(UserCase::id))?;
     }
     survive_lost_memory().map_err(|error| Failure::from_io("cannot handle SIGBUS", &error))?;
     let signals = Arc::new(Signals::catch()?);
     let mut program =
-        Program::new(&user.program, user.device.clone(), config.timeout, stop_flag(&signals, &config.stop));
+        Program::new(words, user.device.clone(), config.timeout, stop_flag(&signals, &config.stop));
     let roles: Vec<Role> = user.role.into_iter().map(Side::role).collect();
     let replay = replay(arguments);
     let mut report = Report::new(format, arguments.all, arguments.output.as_deref(), replay, output)?;

@@ -1,29 +1,22 @@
 //! A program under test: each run has new devices, a new folder, and an end.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use whimbrel_conformance::user::{Record, Role, Socket, UserCase, UserUnderTest};
+use whimbrel_conformance::user::{Interface, Record, Role, Socket, UserCase, UserUnderTest};
 use whimbrel_device::MigrationFlags;
 use whimbrel_device::wrap::fault::Faults;
 use whimbrel_models::Model;
 
-use super::process::Process;
-use super::served::{Served, open};
-
-/// The placeholders in arguments, each with the variable of the same value.
-const SOCKET: (&str, &str) = ("{socket}", "WHIMBREL_SOCKET");
-const SECOND: (&str, &str) = ("{second}", "WHIMBREL_SECOND");
-const FOLDER: (&str, &str) = ("{folder}", "WHIMBREL_FOLDER");
+use super::devices::{Devices, Running, cannot_run, record};
+use super::placeholders::{Value, Values, Words};
+use super::vfio::Addresses;
+use super::vfio_user::Sockets;
 
 /// A program under test.
 pub(super) struct Program {
-    words: Vec<OsString>,
+    words: Words,
     model: Model,
     timeout: Duration,
     /// A reason to stop, such as a signal.
@@ -32,41 +25,39 @@ pub(super) struct Program {
 
 impl Program {
     pub(super) fn new(
-        words: &[OsString],
+        words: Words,
         model: Model,
         timeout: Duration,
         stop: impl Fn() -> Option<String> + 'static,
     ) -> Program {
-        Program { words: words.to_vec(), model, timeout, stop: Box::new(stop) }
+        Program { words, model, timeout, stop: Box::new(stop) }
     }
 
-    /// Returns whether an argument names the second device.
-    fn has_second(&self) -> bool {
-        let names = |word: &OsString, name: &str| find(word.as_bytes(), name.as_bytes()).is_some();
-        self.words.iter().any(|word| names(word, SECOND.0) || names(word, SECOND.1))
-    }
-
-    fn command(&self, folder: &Path, socket: &Path, second: &Path) -> Option<Command> {
-        let values = [(SOCKET, socket), (SECOND, second), (FOLDER, folder)];
-        let mut words = self.words.iter().map(|word| {
-            values
-                .iter()
-                .fold(word.clone(), |word, ((name, _), value)| replaced(&word, name, value.as_os_str()))
-        });
-        let mut command = Command::new(words.next()?);
-        command.args(words).envs(values.map(|((_, variable), value)| (variable, value)));
-        Some(command)
+    /// Returns the faults of each device.
+    fn faults(&self, case: Option<&UserCase>) -> Result<Vec<Faults>, String> {
+        let faults: Faults =
+            case.map_or("", UserCase::fault_text).parse().map_err(|error| format!("{error}"))?;
+        let is_of_second = case.is_some_and(|case| case.role() == Role::Destination);
+        Ok(match (self.words.has_second(), is_of_second) {
+            (false, _) => vec![faults],
+            (true, false) => vec![faults, Faults::default()],
+            (true, true) => vec![Faults::default(), faults],
+        })
     }
 }
 
 impl UserUnderTest for Program {
     fn name(&self) -> String {
-        super::joined(&self.words)
+        super::joined(self.words.unfilled())
     }
 
     fn lacks(&self, case: &UserCase) -> Option<String> {
-        if case.needs_second() && !self.has_second() {
-            return Some("the program has no second device: {second} is not among its arguments".to_string());
+        if case.needs_second() && !self.words.has_second() {
+            let names = match self.words.interface() {
+                Interface::VfioUser => "{second} is",
+                _ => "{second-address}, {second-group} and {second-cdev} are",
+            };
+            return Some(format!("the program has no second device: {names} not among its arguments"));
         }
         let flags = case.allowed_flags();
         if restricted(&self.model, flags).is_none() {
@@ -80,40 +71,34 @@ impl UserUnderTest for Program {
             .prefix("whimbrel-conform-")
             .tempdir()
             .map_err(|error| format!("cannot create a folder: {error}"))?;
-        let (socket, second) = (folder.path().join("socket"), folder.path().join("second"));
-        let (has_second, flags) =
-            (self.has_second(), case.map_or(MigrationFlags::all(), UserCase::allowed_flags));
+        let flags = case.map_or(MigrationFlags::all(), UserCase::allowed_flags);
         let model =
             restricted(&self.model, flags).ok_or("the device has other features than the case needs")?;
-        let faults: Faults =
-            case.map_or("", UserCase::fault_text).parse().map_err(|error| format!("{error}"))?;
-        let at_second = has_second && case.is_some_and(|case| case.role() == Role::Destination);
-        let [first_faults, second_faults] =
-            if at_second { [Faults::default(), faults] } else { [faults, Faults::default()] };
-
-        let device = open(&model, first_faults)?;
-        let record = Record::new(device.migration_flags().unwrap_or(MigrationFlags::empty()));
-        let record = Arc::new(Mutex::new(if has_second { record.with_second() } else { record }));
-        let first = Served::start(device, &socket, Socket::First, record.clone())?;
-        let other = if has_second {
-            let device = open(&model, second_faults)?;
-            Some(Served::start(device, &second, Socket::Second, record.clone())?)
-        } else {
-            None
+        let faults = self.faults(case)?;
+        let values: Values = vec![(Value::Folder, folder.path().into())];
+        let words = &self.words;
+        let devices: Box<dyn Devices> = match words.interface() {
+            Interface::VfioUser => Box::new(Sockets::open(&model, faults, folder.path())?),
+            _ => Box::new(Addresses::open(&model, faults, words, &values)?),
         };
 
-        let command = self.command(folder.path(), &socket, &second).ok_or("the program is missing")?;
-        let cannot_run = |error: std::io::Error| {
-            format!("cannot run {}: {error}", self.words.first().cloned().unwrap_or_default().display())
-        };
-        let mut process = Process::start(command).map_err(cannot_run)?;
-        let exit = process.wait(self.timeout, &self.stop).map_err(cannot_run)?;
-        let said = process.end().map_err(cannot_run)?;
+        let files = devices.files();
+        let flags = files.first().and_then(|device| device.migration_flags().ok());
+        let taken = Record::new(flags.unwrap_or(MigrationFlags::empty())).over(words.interface());
+        let taken = Arc::new(Mutex::new(if words.has_second() { taken.with_second() } else { taken }));
+        for (device, socket) in files.iter().zip([Socket::First, Socket::Second]) {
+            record(device, socket, &taken);
+        }
+
+        let Running { mut process, servers } = devices.start(words, values)?;
+        let failed = |error: std::io::Error| cannot_run(words, error);
+        let exit = process.wait(self.timeout, &self.stop).map_err(failed)?;
+        let said = process.end().map_err(failed)?;
         // Requests that were on their way are recorded before the servers have ended.
-        drop((first, other));
+        drop(servers);
         let exit = exit.ok_or_else(|| (self.stop)().unwrap_or_else(|| "stopped".to_string()))?;
-        let record = std::mem::replace(&mut *record.lock(), Record::new(MigrationFlags::empty()));
-        Ok(record.ended(exit, said))
+        let taken = std::mem::replace(&mut *taken.lock(), Record::new(MigrationFlags::empty()));
+        Ok(taken.ended(exit, said))
     }
 }
 
@@ -126,44 +111,9 @@ fn restricted(model: &Model, flags: MigrationFlags) -> Option<Model> {
     }
 }
 
-/// Returns a word in which each occurrence of `name` is replaced.
-fn replaced(word: &OsStr, name: &str, value: &OsStr) -> OsString {
-    let (mut rest, mut out) = (word.as_bytes(), Vec::new());
-    while let Some(at) = find(rest, name.as_bytes()) {
-        out.extend_from_slice(&rest[..at]);
-        out.extend_from_slice(value.as_bytes());
-        rest = &rest[at + name.len()..];
-    }
-    out.extend_from_slice(rest);
-    OsString::from_vec(out)
-}
-
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_occurrence_in_an_argument_is_replaced() {
-        let replace = |word: &str| replaced(OsStr::new(word), "{socket}", OsStr::new("/run/a"));
-        assert_eq!(replace("vfio-user:{socket}"), "vfio-user:/run/a");
-        assert_eq!(replace("{socket}{socket}, {sock}"), "/run/a/run/a, {sock}");
-        assert_eq!(replace(""), "");
-    }
-
-    #[test]
-    fn a_program_has_a_second_device_if_an_argument_names_it() {
-        let program = |words: &[&str]| {
-            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-            Program::new(&words, "accel".parse().unwrap(), Duration::ZERO, || None).has_second()
-        };
-        assert!(program(&["vmm", "vfio-user:{second}"]));
-        assert!(program(&["sh", "-c", "exec vmm $WHIMBREL_SECOND"]));
-        assert!(!program(&["vmm", "{socket}"]));
-    }
 
     #[test]
     fn only_some_models_do_without_features() {
@@ -173,5 +123,22 @@ mod tests {
             Some("accel?state=1MiB&features=stop-copy".parse().unwrap())
         );
         assert_eq!(restrict("serial"), None);
+    }
+
+    #[test]
+    fn the_device_on_the_side_of_a_case_has_its_faults() {
+        let faulty = |words: &[&str], id: &str| {
+            let words: Vec<_> = words.iter().map(std::ffi::OsString::from).collect();
+            let program =
+                Program::new(Words::new(&words).unwrap(), "accel".parse().unwrap(), Duration::ZERO, || None);
+            let case = whimbrel_conformance::user::cases().find(|case| case.id() == id);
+            let faults = program.faults(case).unwrap();
+            faults.iter().map(|faults| faults.iter().count() > 0).collect::<Vec<_>>()
+        };
+        let (source, destination) = ("user/data-fd/failed-read", "user/data-fd/failed-write");
+        assert_eq!(faulty(&["vmm", "{address}"], source), [true]);
+        assert_eq!(faulty(&["vmm", "{address}"], destination), [true]);
+        assert_eq!(faulty(&["vmm", "{socket}", "{second}"], source), [true, false]);
+        assert_eq!(faulty(&["vmm", "{cdev}", "{second-cdev}"], destination), [false, true]);
     }
 }

@@ -1,19 +1,18 @@
 //! Bad users: each makes one mistake, and the case that names its sentence finds it. The same user without a mistake
 //! passes all cases.
 
-use std::path::PathBuf;
-
-use whimbrel_user::{
-    DataFile, Device, DirtyReport, IovaRange, Migratable, MigrationFlags, SavingRead, State,
-};
+use whimbrel_user::kernel::{Cdev, Group};
+use whimbrel_user::{DataFile, Device, DirtyReport, IovaRange, MigrationFlags, SavingRead, State};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
-use super::{conform, verdicts};
+use super::{ADDRESSES, GROUPS, SOCKETS, Way, conform, verdicts};
 use crate::support::argument;
 
 /// The mistake of this program when it is run as a program under test.
 const MISTAKE: &str = "WHIMBREL_BAD_USER";
-/// Set to the second socket if it is used.
+/// The device, as a TARGET.
+const SOURCE: &str = "WHIMBREL_BAD_USER_SOURCE";
+/// The second device if it is used.
 const DESTINATION: &str = "WHIMBREL_BAD_USER_DESTINATION";
 
 type Result<T = ()> = std::result::Result<T, String>;
@@ -21,12 +20,16 @@ type Result<T = ()> = std::result::Result<T, String>;
 /// A user, with its mistake.
 struct User {
     mistake: String,
-    source: Client,
-    destination: Option<Client>,
+    source: Box<dyn Device>,
+    destination: Option<Box<dyn Device>>,
 }
 
-fn open(path: PathBuf) -> Result<Client> {
-    Client::connect(path, &ClientOptions::default()).map_err(|error| error.to_string())
+fn open(target: &str) -> whimbrel_user::Result<Box<dyn Device>> {
+    Ok(match target.split_once(':') {
+        Some(("vfio-user", path)) => Box::new(Client::connect(path, &ClientOptions::default())?),
+        Some(("group", address)) => Box::new(Group::find(address)?),
+        _ => Box::new(Cdev::find(target)?),
+    })
 }
 
 fn text(error: &whimbrel_user::Error) -> String {
@@ -34,7 +37,7 @@ fn text(error: &whimbrel_user::Error) -> String {
 }
 
 /// Brings a device to a state, and looks whether it is there unless that is the mistake.
-fn go(device: &mut Client, state: State, mistake: &str) -> whimbrel_user::Result<Option<DataFile>> {
+fn go(device: &mut dyn Device, state: State, mistake: &str) -> whimbrel_user::Result<Option<DataFile>> {
     let trusts = matches!(mistake, "takes the device's word" | "trusts and leaves the device");
     if trusts { device.set_state(state) } else { device.go_to(state) }
 }
@@ -49,7 +52,7 @@ impl User {
         let mut bytes = Vec::new();
         let result = self.save(&mut bytes).and_then(|()| self.load(&bytes));
         match result {
-            Ok(()) => go(&mut self.source, State::Running, &self.mistake).map(drop).or_else(|error| {
+            Ok(()) => go(&mut *self.source, State::Running, &self.mistake).map(drop).or_else(|error| {
                 self.recover()?;
                 Err(text(&error))
             }),
@@ -82,17 +85,17 @@ impl User {
             }
             return self.source.reset().map_err(|error| lost(&error));
         }
-        let back = go(&mut self.source, State::Running, &self.mistake);
+        let back = go(&mut *self.source, State::Running, &self.mistake);
         back.map(drop).or_else(|_| self.source.reset().map_err(|error| lost(&error)))
     }
 
     /// Brings the source to a state.
     fn set(&mut self, state: State) -> Result<Option<DataFile>> {
         let attempts = if self.makes("retries without end") { 100 } else { 1 };
-        let mut result = go(&mut self.source, state, &self.mistake);
+        let mut result = go(&mut *self.source, state, &self.mistake);
         for _ in 1..attempts {
             if result.is_err() {
-                result = go(&mut self.source, state, &self.mistake);
+                result = go(&mut *self.source, state, &self.mistake);
             }
         }
         result.map_err(|error| text(&error))
@@ -210,7 +213,7 @@ impl User {
         }
         let mistake = self.mistake.clone();
         let Some(device) = &mut self.destination else { return Ok(()) };
-        let loaded = load(device, &bytes, &mistake);
+        let loaded = load(&mut **device, &bytes, &mistake);
         if loaded.is_err() && mistake != "leaves a session in RESUMING" {
             device.reset().map_err(|error| format!("reset it: {error}"))?;
         }
@@ -218,7 +221,7 @@ impl User {
     }
 }
 
-fn load(device: &mut Client, bytes: &[u8], mistake: &str) -> Result {
+fn load(device: &mut dyn Device, bytes: &[u8], mistake: &str) -> Result {
     let file = go(device, State::Resuming, mistake).map_err(|error| text(&error))?;
     let mut file = file.ok_or("RESUMING has no data file")?;
     for piece in bytes.chunks(16 << 10) {
@@ -238,19 +241,19 @@ fn load(device: &mut Client, bytes: &[u8], mistake: &str) -> Result {
 #[test]
 fn acts() {
     let Ok(mistake) = std::env::var(MISTAKE) else { return };
-    let path = |variable: &str| PathBuf::from(std::env::var_os(variable).unwrap());
-    let destination = std::env::var_os(DESTINATION).map(|path| open(path.into()).unwrap());
-    let source = open(path("WHIMBREL_SOCKET")).unwrap();
+    let destination = std::env::var(DESTINATION).ok().map(|target| open(&target).unwrap());
+    let source = open(&std::env::var(SOURCE).unwrap()).unwrap();
     let result = User { mistake, source, destination }.run();
     assert!(result.is_ok(), "{result:?}");
 }
 
 /// Runs the suite on a user with this mistake.
-fn judged(mistake: &str, is_pair: bool, only: &[&str]) -> Vec<(String, String)> {
+fn judged(way: &Way, mistake: &str, is_pair: bool, only: &[&str]) -> Vec<(String, String)> {
     let this = argument(&std::env::current_exe().unwrap());
     let mistake = format!("{MISTAKE}={mistake}");
-    let destination = format!("{DESTINATION}={{second}}");
-    let mut program = vec!["env", mistake.as_str()];
+    let source = format!("{SOURCE}={}", way.first);
+    let destination = format!("{DESTINATION}={}", way.second);
+    let mut program = vec!["env", mistake.as_str(), source.as_str()];
     if is_pair {
         program.push(&destination);
     }
@@ -268,79 +271,109 @@ fn judged(mistake: &str, is_pair: bool, only: &[&str]) -> Vec<(String, String)> 
     verdicts
 }
 
-/// The mistakes that their cases do not find.
-fn not_found(mistakes: &[(&str, &str)], is_pair: bool) -> Vec<String> {
+/// Mistakes of a source, each with the case that finds it.
+const BAD_SOURCES: [(&str, &str); 30] = [
+    ("reports each failure as a success", "user/data-fd/failed-read"),
+    ("reports each failure as a success", "user/data-fd/failed-first-read"),
+    ("reports each failure as a success", "user/error/is-no-success"),
+    ("takes each error for the end", "user/data-fd/enomsg-in-stop-copy"),
+    ("takes each error for the end", "user/pre-copy/end-is-not-taken"),
+    ("takes the temporary end for the end", "user/data-fd/end-of-stream"),
+    ("takes the temporary end for the end", "user/pre-copy/temporary-end"),
+    ("takes the temporary end for the end", "user/pre-copy/temporary-end-of-zero"),
+    ("reads on after a failed SET", "user/state/failed-set-is-not-done"),
+    ("leaves the device as it is", "user/state/recovery"),
+    ("leaves the device as it is", "user/state/any-step-along-the-path"),
+    ("leaves the device as it is", "user/data-fd/recovery"),
+    ("leaves the device as it is", "user/pre-copy/failed-read"),
+    ("leaves the device as it is", "user/error/reset"),
+    ("drives a device in ERROR", "user/error/reset"),
+    ("trusts and leaves the device", "user/error/without-an-errno"),
+    ("takes the device's word", "user/state/does-not-stop"),
+    ("takes the device's word", "user/state/does-not-run-again"),
+    ("keeps a lost device to itself", "user/error/reset-fails"),
+    ("retries without end", "user/state/retry"),
+    ("requests ERROR", "user/state/error-is-not-requested"),
+    ("returns to pre-copy", "user/state/no-return-to-pre-copy"),
+    ("does not look at the flags", "user/state/optional-states"),
+    ("leaves initial data behind", "user/pre-copy/initial-bytes"),
+    ("ignores REINIT", "user/pre-copy/reinit"),
+    ("trusts the estimated size", "user/data-fd/estimate-of-nothing"),
+    ("writes to a register in STOP_COPY", "user/regions/stop-copy"),
+    ("writes to a register in STOP_COPY", "user/regions/stop"),
+    ("log: is started twice", "user/dirty/single-start"),
+    ("log: is used after its error", "user/dirty/failed-report"),
+];
+
+/// Mistakes of a user that loads a state, each with the case that finds it.
+const BAD_DESTINATIONS: [(&str, &str); 10] = [
+    ("does not look at writes", "user/data-fd/failed-write"),
+    ("reports each failure as a success", "user/state/invalid-data"),
+    ("reports each failure as a success", "user/state/resuming-fails"),
+    ("takes the device's word", "user/state/only-seems-to-run"),
+    ("takes the device's word", "user/state/only-seems-to-be-loaded"),
+    ("leaves a session in RESUMING", "user/state/abort-of-resuming"),
+    ("leaves a session in RESUMING", "user/data-fd/failed-write"),
+    ("leaves a session in RESUMING", "user/error/reset-after-loading"),
+    ("writes to a register in RESUMING", "user/regions/resuming"),
+    ("alters a byte", "user/data-fd/byte-order"),
+];
+
+/// Each mistake is found by its case.
+fn are_found(way: &Way, mistakes: &[(&str, &str)], is_pair: bool) {
+    if !way.is_possible() {
+        return;
+    }
     let mut missing = Vec::new();
     for (mistake, id) in mistakes {
-        let found = judged(mistake, is_pair, &[id]);
+        let found = judged(way, mistake, is_pair, &[id]);
         if found != [(id.to_string(), "fail".to_string())] {
             missing.push(format!("{mistake}: {found:?}"));
         }
     }
-    missing
+    assert_eq!(missing, [""; 0]);
+}
+
+/// A user without a mistake passes all cases.
+fn is_found_good(way: &Way) {
+    if !way.is_possible() {
+        return;
+    }
+    for is_pair in [false, true] {
+        let passed =
+            judged(way, "none", is_pair, &[]).into_iter().filter(|(_, verdict)| verdict == "pass").count();
+        assert!(passed >= if is_pair { 48 } else { 32 }, "{passed}");
+    }
+    // With a log, as far as the device has one.
+    judged(way, "log: is used as it should be", false, &["user/data-fd/*"]);
 }
 
 #[test]
 fn a_good_user_passes_all_cases() {
-    for is_pair in [false, true] {
-        let passed =
-            judged("none", is_pair, &[]).into_iter().filter(|(_, verdict)| verdict == "pass").count();
-        assert!(passed >= if is_pair { 48 } else { 32 }, "{passed}");
-    }
-    // With a log, as far as the device has one.
-    judged("log: is used as it should be", false, &["user/data-fd/*"]);
+    is_found_good(&SOCKETS);
+}
+
+#[test]
+fn a_good_user_of_the_kernels_vfio_passes_all_cases() {
+    is_found_good(&ADDRESSES);
 }
 
 #[test]
 fn each_bad_source_is_found_by_the_case_that_names_its_sentence() {
-    let mistakes = [
-        ("reports each failure as a success", "user/data-fd/failed-read"),
-        ("reports each failure as a success", "user/data-fd/failed-first-read"),
-        ("reports each failure as a success", "user/error/is-no-success"),
-        ("takes each error for the end", "user/data-fd/enomsg-in-stop-copy"),
-        ("takes each error for the end", "user/pre-copy/end-is-not-taken"),
-        ("takes the temporary end for the end", "user/data-fd/end-of-stream"),
-        ("takes the temporary end for the end", "user/pre-copy/temporary-end"),
-        ("takes the temporary end for the end", "user/pre-copy/temporary-end-of-zero"),
-        ("reads on after a failed SET", "user/state/failed-set-is-not-done"),
-        ("leaves the device as it is", "user/state/recovery"),
-        ("leaves the device as it is", "user/state/any-step-along-the-path"),
-        ("leaves the device as it is", "user/data-fd/recovery"),
-        ("leaves the device as it is", "user/pre-copy/failed-read"),
-        ("leaves the device as it is", "user/error/reset"),
-        ("drives a device in ERROR", "user/error/reset"),
-        ("trusts and leaves the device", "user/error/without-an-errno"),
-        ("takes the device's word", "user/state/does-not-stop"),
-        ("takes the device's word", "user/state/does-not-run-again"),
-        ("keeps a lost device to itself", "user/error/reset-fails"),
-        ("retries without end", "user/state/retry"),
-        ("requests ERROR", "user/state/error-is-not-requested"),
-        ("returns to pre-copy", "user/state/no-return-to-pre-copy"),
-        ("does not look at the flags", "user/state/optional-states"),
-        ("leaves initial data behind", "user/pre-copy/initial-bytes"),
-        ("ignores REINIT", "user/pre-copy/reinit"),
-        ("trusts the estimated size", "user/data-fd/estimate-of-nothing"),
-        ("writes to a register in STOP_COPY", "user/regions/stop-copy"),
-        ("writes to a register in STOP_COPY", "user/regions/stop"),
-        ("log: is started twice", "user/dirty/single-start"),
-        ("log: is used after its error", "user/dirty/failed-report"),
-    ];
-    assert_eq!(not_found(&mistakes, false), [""; 0]);
+    are_found(&SOCKETS, &BAD_SOURCES, false);
+}
+
+#[test]
+fn each_bad_source_on_the_kernels_vfio_is_found_by_the_same_case() {
+    are_found(&ADDRESSES, &BAD_SOURCES, false);
 }
 
 #[test]
 fn each_bad_destination_is_found_by_the_case_that_names_its_sentence() {
-    let mistakes = [
-        ("does not look at writes", "user/data-fd/failed-write"),
-        ("reports each failure as a success", "user/state/invalid-data"),
-        ("reports each failure as a success", "user/state/resuming-fails"),
-        ("takes the device's word", "user/state/only-seems-to-run"),
-        ("takes the device's word", "user/state/only-seems-to-be-loaded"),
-        ("leaves a session in RESUMING", "user/state/abort-of-resuming"),
-        ("leaves a session in RESUMING", "user/data-fd/failed-write"),
-        ("leaves a session in RESUMING", "user/error/reset-after-loading"),
-        ("writes to a register in RESUMING", "user/regions/resuming"),
-        ("alters a byte", "user/data-fd/byte-order"),
-    ];
-    assert_eq!(not_found(&mistakes, true), [""; 0]);
+    are_found(&SOCKETS, &BAD_DESTINATIONS, true);
+}
+
+#[test]
+fn each_bad_destination_on_the_kernels_vfio_is_found_by_the_same_case() {
+    are_found(&GROUPS, &BAD_DESTINATIONS, true);
 }
