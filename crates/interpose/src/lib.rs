@@ -2,7 +2,9 @@
 //!
 //! [`run`] starts a program on devices of this process. [`trace`] shows the requests that a program makes, on any devices.
 
+mod executable;
 mod kcmp;
+mod proc;
 pub mod run;
 mod seccomp;
 mod signals;

@@ -21,6 +21,7 @@ mod lab;
 mod migration;
 mod partial;
 mod reconnect;
+mod refused;
 mod resolve;
 mod run;
 mod run_faults;

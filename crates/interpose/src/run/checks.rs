@@ -3,23 +3,27 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
-use rustix::fs::{Access, access, getxattr};
+use nix::sys::prctl;
+use rustix::fs::{StatVfsMountFlags, getxattr, statvfs};
 
 use super::error::RunError;
+use crate::{executable, proc};
 
-/// Fails for a program that could not be served. One that is not found is left to exec.
+/// Fails for a program that could not be served, or on a system where none could. One that is not found is left to exec.
 pub(super) fn check(program: &OsStr, directory: Option<&Path>) -> Result<(), RunError> {
-    let Some(path) = find(program, directory) else { return Ok(()) };
+    if !proc::is_own() {
+        return Err(RunError::NoProc);
+    }
+    let Some(path) = executable::find(program, directory) else { return Ok(()) };
     let program = || path.clone();
     let is_root = rustix::process::geteuid().is_root();
     if !is_root && gains_rights(&path) {
         return Err(RunError::GainsRights { program: program() });
     }
-    if !is_root && access(&path, Access::READ_OK).is_err() {
+    if executable::hides_memory(&path) {
         return Err(RunError::NotReadable { program: program() });
     }
     if is_foreign(&path) {
@@ -28,19 +32,12 @@ pub(super) fn check(program: &OsStr, directory: Option<&Path>) -> Result<(), Run
     Ok(())
 }
 
-/// Returns the file that exec finds.
-fn find(program: &OsStr, directory: Option<&Path>) -> Option<PathBuf> {
-    let here = directory.unwrap_or(Path::new(""));
-    if program.as_bytes().contains(&b'/') {
-        return Some(here.join(program)).filter(|path| path.is_file());
-    }
-    let folders = std::env::var_os("PATH")?;
-    let mut paths = std::env::split_paths(&folders).map(|folder| here.join(folder).join(program));
-    paths.find(|path| fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0))
-}
-
 /// Returns whether it runs with other rights than those of who starts it: another user, another group, capabilities.
 fn gains_rights(path: &Path) -> bool {
+    let is_inert = statvfs(path).is_ok_and(|told| told.f_flag.contains(StatVfsMountFlags::NOSUID));
+    if is_inert || prctl::get_no_new_privs().unwrap_or(false) {
+        return false;
+    }
     let by_mode = fs::metadata(path).is_ok_and(|metadata| {
         let (user, group) = (metadata.mode() & 0o4000 != 0, metadata.mode() & 0o2010 == 0o2010);
         (user && metadata.uid() != rustix::process::geteuid().as_raw())
@@ -61,6 +58,9 @@ fn is_foreign(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
     use super::*;
 
     fn program(head: &[u8], mode: u32) -> (tempfile::TempDir, PathBuf) {

@@ -67,9 +67,25 @@ pub enum RunError {
         /// The mount or file that failed, if it is one.
         step: Option<String>,
     },
-    /// The program's process cannot be accessed.
-    #[error("cannot access the memory of a process that this one starts: {0}")]
-    NoAccess(Errno),
+    /// `/proc` is missing, or shows other processes.
+    #[error("cannot see processes in /proc: it is not mounted, or is that of another PID namespace")]
+    NoProc,
+    /// A process that this one starts cannot be accessed.
+    #[error("cannot access a process that this one starts ({call}): {errno}")]
+    NoAccess {
+        /// The system call or file.
+        call: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
+    /// The kernel does not offer what is needed.
+    #[error("the kernel does not offer {call}: {errno}")]
+    Unsupported {
+        /// The system call, request or file.
+        call: &'static str,
+        /// Its errno.
+        errno: Errno,
+    },
     /// A signal killed the program's process before it was the program.
     #[error("signal {0} killed the program's process before it was the program")]
     Killed(i32),
@@ -124,7 +140,7 @@ impl RunError {
                  kernel.apparmor_restrict_unprivileged_userns), or run this as root"
             }
             RunError::Start { stage: Stage::MountNamespace, .. } => {
-                "a container or a sandbox forbids it: allow mount namespaces there"
+                "a container or a sandbox forbids it: allow mount namespaces there (sysctl user.max_mnt_namespaces)"
             }
             RunError::Start { stage: Stage::Overlay(_), .. } => {
                 "overlayfs in a user namespace needs Linux 5.11; a container may forbid mounts"
@@ -139,7 +155,11 @@ impl RunError {
                  kernel allows one: start this outside of it"
             }
             RunError::Start { stage: Stage::Filter, .. } => "this needs Linux 5.14 with seccomp filters",
-            RunError::NoAccess(_) => {
+            RunError::NoProc => "mount it for this PID namespace: mount -t proc proc /proc",
+            RunError::Unsupported { .. } => {
+                "this needs Linux 5.14 with CONFIG_KCMP and CONFIG_CROSS_MEMORY_ATTACH; a sandbox may hide them"
+            }
+            RunError::NoAccess { .. } => {
                 "allow it (sysctl kernel.yama.ptrace_scope=1; in a container the capability SYS_PTRACE), or run this as \
                  root"
             }

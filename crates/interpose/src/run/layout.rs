@@ -25,6 +25,8 @@ pub(super) enum Step {
     Folder(CString),
     /// Creates a file with these bytes.
     File(CString, Vec<u8>),
+    /// Creates an empty file that every user may open, in the place of a device.
+    Device(CString),
     /// Creates a symbolic link: target and path.
     Link(CString, CString),
     /// Mounts a file or folder, with all mounts in it, at another path: source and path.
@@ -46,6 +48,7 @@ impl fmt::Display for Step {
             Step::Tmpfs(path) => ("tmpfs", path),
             Step::Folder(path) => ("folder", path),
             Step::File(path, _) => ("file", path),
+            Step::Device(path) => ("device file", path),
             Step::Link(_, path) => ("link", path),
             Step::Bind(_, path) | Step::KeepFile(_, path) | Step::KeepFolder(_, path) => ("bind mount", path),
             Step::Overlay(_, path) => ("overlay", path),
@@ -143,6 +146,12 @@ impl Steps {
         self.push(Step::File(text(format!("{STAGE}/{path}")), bytes.into()));
     }
 
+    /// Creates a file of `/dev`. The program may become another user, whose rights the host's rules would grant.
+    fn device(&mut self, path: &str) {
+        self.around(path);
+        self.push(Step::Device(text(format!("{STAGE}/{path}"))));
+    }
+
     /// Creates a link from one path of the stage to another, relative as in sysfs.
     fn link(&mut self, path: &str, to: &str) {
         self.around(path);
@@ -206,11 +215,11 @@ impl Steps {
                 Step::KeepFile(source, staged(name))
             });
         }
-        self.file("dev/iommu", "");
-        self.file("dev/vfio/vfio", "");
+        self.device("dev/iommu");
+        self.device("dev/vfio/vfio");
         self.folder("dev/vfio/devices");
         for device in devices {
-            self.file(&format!("dev/vfio/{}", device.group), "");
+            self.device(&format!("dev/vfio/{}", device.group));
             let path = format!("dev/vfio/devices/vfio{}", device.number);
             self.file(&path, "");
             self.push(Step::Bind(text("/dev/full"), text(format!("{STAGE}/{path}"))));

@@ -116,6 +116,7 @@
 //! Programs with a seccomp listener of their own, 32-bit programs, and without root those that gain rights at exec cannot
 //! be served.
 
+mod access;
 mod caller;
 mod checks;
 mod child;

@@ -11,6 +11,7 @@ use rustix::io::{Errno, write};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, unmount,
 };
+use rustix::process::umask;
 
 use super::error::Stage;
 use super::layout::Step;
@@ -53,11 +54,14 @@ pub(super) fn enter(maps: &IdMaps) -> Result<(), (Stage, Errno)> {
 
 /// Makes all steps. The error names the step by its number.
 pub(super) fn lay(steps: &[Step]) -> Result<(), (Stage, Errno)> {
-    for (number, step) in steps.iter().enumerate() {
+    let mask = umask(Mode::empty());
+    let mut numbered = steps.iter().enumerate();
+    let laid = numbered.try_for_each(|(number, step)| {
         let stage = if let Step::Overlay(..) = step { Stage::Overlay } else { Stage::Layout };
-        make(step).map_err(|errno| (stage(number as u32), errno))?;
-    }
-    Ok(())
+        make(step).map_err(|errno| (stage(number as u32), errno))
+    });
+    umask(mask);
+    laid
 }
 
 fn make(step: &Step) -> Result<(), Errno> {
@@ -65,11 +69,12 @@ fn make(step: &Step) -> Result<(), Errno> {
     match step {
         Step::Tmpfs(path) => mount(c"whimbrel", path.as_c_str(), c"tmpfs", both, Some(c"mode=755")),
         Step::Folder(path) => mkdirat(CWD, path.as_c_str(), Mode::from_raw_mode(0o755)),
-        Step::File(path, bytes) => create(path, bytes),
+        Step::File(path, bytes) => create(path, 0o644, bytes),
+        Step::Device(path) => create(path, 0o666, &[]),
         Step::Link(target, path) => symlinkat(target.as_c_str(), CWD, path.as_c_str()),
         Step::Bind(source, path) => mount_bind_recursive(source.as_c_str(), path.as_c_str()),
         Step::KeepFile(source, path) => {
-            create(path, &[])?;
+            create(path, 0o644, &[])?;
             keep(source, path, AtFlags::empty())
         }
         Step::KeepFolder(source, path) => {
@@ -93,10 +98,10 @@ fn keep(source: &CStr, path: &CStr, kind: AtFlags) -> Result<(), Errno> {
     }
 }
 
-/// Creates a file that its owner may read and write.
-fn create(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
+/// Creates a file with these permissions.
+fn create(path: &CStr, permissions: u32, bytes: &[u8]) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = open(path, flags, Mode::from_raw_mode(0o644))?;
+    let file = open(path, flags, Mode::from_raw_mode(permissions))?;
     write_all(&file, bytes)
 }
 

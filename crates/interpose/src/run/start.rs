@@ -4,7 +4,7 @@
 //! the program's process                              this process
 //! its own namespaces, the devices' files
 //! the filter
-//! sends the listener and its /dev      ----------->  checks that its memory can be accessed
+//! sends the listener and its /dev      ----------->  checks that it can be served
 //! exec                                 <-----------  serves the listener
 //! ```
 #![allow(unsafe_code, reason = "code between fork and exec")]
@@ -24,6 +24,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
 };
 
+use super::access;
 use super::error::{RunError, Stage};
 use super::forks;
 use super::layout::Step;
@@ -46,8 +47,8 @@ pub(super) struct Handed {
     pub(super) dev: OwnedFd,
 }
 
-/// The message of the program's process, three numbers: 0, its own number and 0, with two descriptors; or a failure's
-/// stage, detail and errno.
+/// The message of the program's process, three numbers: 0, its own number and that of its socket, with two descriptors; or a
+/// failure's stage, detail and errno.
 type Message = [u8; 12];
 
 /// Starts a program. `serve` is called before the program begins, and what it returns is returned with the process.
@@ -129,7 +130,7 @@ fn set_up(socket: BorrowedFd<'_>, maps: &IdMaps, setup: &mut Setup) -> Result<()
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
     let pid = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
-    let bytes = message([0, pid, 0]);
+    let bytes = message([0, pid, socket.as_raw_fd().cast_unsigned()]);
     sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL).map_err(at_listener)?;
     Ok(())
 }
@@ -166,14 +167,8 @@ fn welcome<T>(
         // The kernel drops those that exceed the limit of this process.
         return Err(RunError::System(whimbrel_device::Errno::EMFILE));
     };
-    let memory = std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{detail}/mem"));
-    if let Err(error) = memory {
-        let errno = whimbrel_device::Errno::from_io_error(&error).unwrap_or(whimbrel_device::Errno::EIO);
-        return Err(match errno {
-            whimbrel_device::Errno::EMFILE | whimbrel_device::Errno::ENFILE => RunError::System(errno),
-            errno => RunError::NoAccess(errno),
-        });
-    }
+    let Some(pid) = rustix::process::Pid::from_raw(detail.cast_signed()) else { return Ok(None) };
+    access::check(pid, listener.as_fd(), errno.cast_signed())?;
     // Slower without, before Linux 6.6.
     let _ = wake_on_same_processor(listener.as_fd());
     let served = serve(Handed { listener, dev })?;

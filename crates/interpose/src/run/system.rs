@@ -96,8 +96,11 @@ pub(super) fn wake_on_same_processor(listener: BorrowedFd<'_>) -> Result<(), Err
 }
 
 /// Returns whether two descriptors of two processes are the same open file.
-pub(super) fn is_same_open_file((pid, fd): (i32, i32), (other, other_fd): (i32, BorrowedFd<'_>)) -> bool {
-    kcmp::is_same_open_file((pid, fd), (other, other_fd.as_raw_fd())) == Some(true)
+pub(super) fn compare_open_files(
+    one: (i32, i32),
+    (other, other_fd): (i32, BorrowedFd<'_>),
+) -> Result<bool, Errno> {
+    kcmp::is_same_open_file(one, (other, other_fd.as_raw_fd()))
 }
 
 /// Returns whether a thread is one of this process.

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Stat, readlinkat, statat};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use whimbrel_device::{Errno, Fault};
 
-use super::system::{add_descriptor, is_same_open_file, is_waiting};
+use super::system::{add_descriptor, compare_open_files, is_waiting};
 
 /// A task whose call waits.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +137,7 @@ impl<'a> Task<'a> {
 
     /// Returns whether one of its descriptors is the same open file as one of this process.
     pub(super) fn has_open(&self, fd: i32, file: BorrowedFd<'_>) -> bool {
-        is_same_open_file((self.pid, fd), (std::process::id().cast_signed(), file))
+        compare_open_files((self.pid, fd), (std::process::id().cast_signed(), file)).unwrap_or(false)
     }
 
     /// Installs a descriptor, and returns its number.

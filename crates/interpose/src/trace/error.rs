@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::path::PathBuf;
 
 use thiserror::Error;
 use whimbrel_uapi::Errno;
@@ -16,6 +17,15 @@ pub enum TraceError {
     /// The program's name or an argument cannot be passed to a program.
     #[error("an argument contains a zero byte: {0:?}")]
     ZeroByte(OsString),
+    /// `/proc` is missing, or shows other processes.
+    #[error("cannot see processes in /proc: it is not mounted, or is that of another PID namespace")]
+    NoProc,
+    /// The program's file can be executed, but not read, which hides its memory from other processes.
+    #[error("cannot trace {}: its file is not readable, so that its memory cannot be accessed", program.display())]
+    NotReadable {
+        /// The program's file.
+        program: PathBuf,
+    },
     /// No process could be made for the program.
     #[error("cannot start a process for the program: {}", named(.0))]
     Start(#[source] io::Error),
@@ -66,6 +76,9 @@ impl TraceError {
                 "`sysctl kernel.yama.ptrace_scope` must be below 3, and a container must allow ptrace \
                  (docker: --cap-add SYS_PTRACE)",
             ),
+            TraceError::NotReadable { .. } => Some("make the file readable (chmod a+r), or run this as root"),
+            TraceError::OldKernel => Some("use Linux 5.3 or later; a sandbox may hide the request"),
+            TraceError::NoProc => Some("mount it for this PID namespace: mount -t proc proc /proc"),
             TraceError::Filter(_) => {
                 Some("the kernel needs CONFIG_SECCOMP_FILTER, and a sandbox around it must allow seccomp(2)")
             }

@@ -86,7 +86,7 @@ pub(crate) fn faulty_command(
 pub(crate) fn spawn(command: Command) -> Option<Child> {
     match command.spawn() {
         Ok(child) => Some(child),
-        Err(error @ (RunError::Start { .. } | RunError::NoAccess(_))) => {
+        Err(error @ (RunError::Start { .. } | RunError::NoAccess { .. })) => {
             skip("a program on models", &format!("{error}; {}", error.advice().unwrap_or("no advice")));
             None
         }

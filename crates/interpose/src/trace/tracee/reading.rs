@@ -248,7 +248,7 @@ impl Context<'_> {
         }
         // A descriptor that came unseen, as a duplicate or by a message: maybe of a file that is known.
         let at = |fd: i32| (self.thread, fd);
-        let same = |known: i32| kcmp::is_same_open_file(at(known), at(fd)) == Some(true);
+        let same = |known: i32| kcmp::is_same_open_file(at(known), at(fd)) == Ok(true);
         let same = self.table.told(&link).into_iter().find(|(known, _)| same(*known));
         match same {
             Some((_, known)) => {

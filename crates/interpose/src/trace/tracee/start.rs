@@ -17,6 +17,7 @@ use seccompiler::{BpfProgram, sock_filter};
 use super::super::error::TraceError;
 use super::ptrace;
 use crate::signals::{self, Inherited};
+use crate::{executable, proc};
 
 /// A process that is about to become the program.
 #[derive(Debug)]
@@ -35,6 +36,12 @@ const SIGNALS: u8 = 3;
 pub(super) fn start(command: &[OsString], filter: &BpfProgram) -> Result<Started, TraceError> {
     let failed = |errno: rustix::io::Errno| TraceError::Start(errno.into());
     let Some(program) = command.first() else { return Err(TraceError::NoProgram) };
+    if !proc::is_own() {
+        return Err(TraceError::NoProc);
+    }
+    if let Some(program) = executable::find(program, None).filter(|path| executable::hides_memory(path)) {
+        return Err(TraceError::NotReadable { program });
+    }
     let arguments: Vec<CString> =
         command.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?;
     let mut pointers: Vec<*const c_char> = arguments.iter().map(|argument| argument.as_ptr()).collect();
