@@ -1,8 +1,11 @@
 //! Unmodified programs run on models: one in C against the kernel's headers, linked dynamically and statically, and one in
-//! Python. They end by themselves, are killed and are stopped.
+//! Python. They end by themselves, are killed, stopped and frozen.
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test")]
 
+#[path = "../support/cgroup.rs"]
+mod cgroup;
 mod endings;
+mod endurance;
 mod faults;
 mod host;
 mod programs;

@@ -366,6 +366,85 @@ static void threads(void)
 		CHECK(pthread_join(thread[i], NULL) == 0);
 }
 
+#define CROWD 200
+
+static pthread_barrier_t all_there;
+
+static void *take_part(void *argument)
+{
+	int device = *(int *)argument;
+
+	pthread_barrier_wait(&all_there);
+	for (int turn = 0; turn < 10; turn++) {
+		struct vfio_device_info info = { .argsz = sizeof info };
+
+		CHECK(ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0);
+		CHECK(ioctl(device, VFIO_DEVICE_RESET) == 0);
+		CHECK(pread(device, &info, 4, region_offset(device, VFIO_PCI_CONFIG_REGION_INDEX)) == 4);
+	}
+	return NULL;
+}
+
+/* More threads make requests at once than are answered at a time. */
+static void crowd(void)
+{
+	int group, container, device = open_device(&group, &container);
+	pthread_t thread[CROWD];
+
+	CHECK(pthread_barrier_init(&all_there, NULL, CROWD) == 0);
+	for (int i = 0; i < CROWD; i++)
+		CHECK(pthread_create(&thread[i], NULL, take_part, &device) == 0);
+	for (int i = 0; i < CROWD; i++)
+		CHECK(pthread_join(thread[i], NULL) == 0);
+}
+
+/* Opens the device once nobody else has its group. */
+static int open_device_in_turn(void)
+{
+	for (;;) {
+		int group = open_group(), container = open_container(), device;
+
+		if (ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) == 0) {
+			CHECK(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
+			device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, address);
+			CHECK(device >= 0);
+			return device;
+		}
+		CHECK(errno == EBUSY);
+		close(group);
+		close(container);
+		usleep(1000);
+	}
+}
+
+/* Children open the device, many at a time, and end right after that: by themselves, or killed. */
+static void children(void)
+{
+	int left = 0, status, group, container;
+
+	for (int i = 0; i < 200 || left > 0; i++) {
+		if (i < 200) {
+			pid_t child = fork();
+
+			CHECK(child >= 0);
+			if (child == 0) {
+				check_config(open_device_in_turn());
+				if (i % 3 == 0)
+					raise(SIGKILL);
+				_exit(0);
+			}
+			left++;
+		}
+		if (left == 20 || i >= 200) {
+			CHECK(wait(&status) > 0);
+			CHECK(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
+			left--;
+		}
+	}
+	/* The last of them has left nothing behind. */
+	check_config(open_device(&group, &container));
+}
+
 static void wait_for(pid_t child)
 {
 	int status;
@@ -458,6 +537,30 @@ static void signals(void)
 		CHECK(ioctl(device, VFIO_DEVICE_RESET) == 0);
 		munmap(map(container, MAP_PRIVATE | MAP_ANONYMOUS, -1), 2 * PAGE);
 		unmap(container);
+	}
+}
+
+/* Has handlers for the signals that others send, and makes requests meanwhile. */
+static void showered(void)
+{
+	struct sigaction action = { .sa_handler = on_alarm, .sa_flags = SA_RESTART };
+
+	sigaction(SIGUSR1, &action, NULL);
+	sigaction(SIGUSR2, &action, NULL);
+	sigaction(SIGWINCH, &action, NULL);
+	sigaction(SIGCHLD, &action, NULL);
+	sigaction(SIGIO, &action, NULL);
+	puts("ready");
+	fflush(stdout);
+	while (alarms < 2000) {
+		int group, container, device = open_device(&group, &container);
+
+		munmap(map(container, MAP_PRIVATE | MAP_ANONYMOUS, -1), 2 * PAGE);
+		unmap(container);
+		check_config(device);
+		close(device);
+		close(group);
+		close(container);
 	}
 }
 
@@ -711,6 +814,8 @@ int main(int count, char **arguments)
 		     { "signals", signals },   { "others", others },	     { "migrates", migrates },
 		     { "waits", waits },       { "interrupts", interrupts }, { "kvm", kvm },
 		     { "leaves", leaves },     { "held", held },	     { "abandons", abandons },
+		     { "crowd", crowd },	     { "children", children },
+		     { "showered", showered },
 		     { "outlives", outlives } };
 	size_t known = sizeof acts / sizeof *acts, act;
 

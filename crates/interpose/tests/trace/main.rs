@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, with the line where it did")]
 
 mod arguments;
+#[path = "../support/cgroup.rs"]
+mod cgroup;
 mod endings;
+mod endurance;
 mod files;
 mod following;
 mod programs;
@@ -29,8 +32,14 @@ fn main() -> ExitCode {
         eprintln!("SKIPPED: traces: a sanitizer cannot be traced");
         return ExitCode::SUCCESS;
     }
-    let trials =
-        [arguments::trials(), endings::trials(), files::trials(), following::trials(), signals::trials()];
+    let trials = [
+        arguments::trials(),
+        endings::trials(),
+        endurance::trials(),
+        files::trials(),
+        following::trials(),
+        signals::trials(),
+    ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
 }
 

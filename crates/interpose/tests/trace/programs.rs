@@ -45,6 +45,12 @@ pub(crate) fn run(name: &str) -> ExitCode {
         "tracer" => tracer(),
         "pipe_signal" => pipe_signal(),
         "never_comes" => never_comes(),
+        "crowd" => crowd(),
+        "children" => children(),
+        "showered" => showered(),
+        "stopped_again_and_again" => stopped_again_and_again(),
+        "killed_at_work" => killed_at_work(),
+        "works" => works(),
         name => panic!("no program {name}"),
     };
     ExitCode::from(status)
@@ -365,4 +371,108 @@ fn pipe_signal() -> u8 {
     let status = Command::new("sh").args(["-c", "kill -PIPE $$"]).status().unwrap();
     let is_killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGPIPE);
     u8::from(!is_killed)
+}
+
+/// Threads of the crowd, and children that live for a moment.
+pub(crate) const MANY: usize = 200;
+
+/// Many threads ask at once.
+fn crowd() -> u8 {
+    let (file, all_there) = (&null(), &std::sync::Barrier::new(MANY));
+    std::thread::scope(|scope| {
+        for _ in 0..MANY {
+            scope.spawn(move || {
+                all_there.wait();
+                ask(file, RESET, 0);
+            });
+        }
+    });
+    0
+}
+
+/// Many children make a request each, and end: by themselves, or killed.
+fn children() -> u8 {
+    let (mut left, mut wrong) = (0, 0);
+    for number in 0..MANY {
+        in_child(|| {
+            ask(&null(), RESET, 0);
+            if number % 3 == 0 {
+                raise(Signal::SIGKILL).unwrap();
+            }
+            0
+        });
+        left += 1;
+        while left == 20 || (number == MANY - 1 && left > 0) {
+            let ended = waitpid(None, None).unwrap();
+            wrong += u8::from(!matches!(
+                ended,
+                WaitStatus::Exited(_, 0) | WaitStatus::Signaled(_, Signal::SIGKILL, _)
+            ));
+            left -= 1;
+        }
+    }
+    wrong
+}
+
+/// The requests of a program in trouble.
+pub(crate) const WORK: usize = 500;
+
+/// Makes its requests, and fails if one is disturbed.
+fn works() -> u8 {
+    let file = null();
+    u8::from((0..WORK).any(|_| ask(&file, RESET, 0) != libc::ENOTTY))
+}
+
+/// A child sends signals all the time.
+fn showered() -> u8 {
+    let parent = getpid();
+    for signal in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH] {
+        // SAFETY: the handler only counts. signal(3) lets interrupted calls go on.
+        unsafe { libc::signal(signal, count as extern "C" fn(i32) as libc::sighandler_t) };
+    }
+    let child = in_child(|| {
+        while [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH]
+            .iter()
+            .all(|signal| kill(parent, *signal).is_ok())
+        {}
+        0
+    });
+    let mut status = 0;
+    while CAUGHT.load(Ordering::Relaxed) < 200 {
+        status |= u8::from(ask(&null(), RESET, 0) != libc::ENOTTY);
+    }
+    status |= works();
+    kill(child, Signal::SIGKILL).unwrap();
+    waitpid(child, None).unwrap();
+    status
+}
+
+/// A child is stopped and continued while it works.
+fn stopped_again_and_again() -> u8 {
+    let child = in_child(|| i32::from(works()));
+    loop {
+        kill(child, Signal::SIGSTOP).unwrap();
+        kill(child, Signal::SIGCONT).unwrap();
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)).unwrap() {
+            WaitStatus::StillAlive => {}
+            ended => return u8::from(ended != WaitStatus::Exited(child, 0)),
+        }
+    }
+}
+
+/// Children are killed while they work, each after a little more of it.
+fn killed_at_work() -> u8 {
+    for turn in 0..20 {
+        let child = in_child(|| {
+            loop {
+                works();
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_micros(200 * turn));
+        kill(child, Signal::SIGKILL).unwrap();
+        if waitpid(child, None).unwrap() != WaitStatus::Signaled(child, Signal::SIGKILL, false) {
+            return 1;
+        }
+    }
+    0
 }
