@@ -81,8 +81,9 @@ pub use bus::{Bus, dma};
 pub use core::data_file::DataFile;
 pub use core::file::DeviceFile;
 pub use core::observe::Observed;
-pub use core::offsets::{region_offset, split_offset};
+pub use core::offsets::{REGION_MEMORY_START, region_offset, split_offset};
 pub use core::power::LowPowerEntry;
+pub use core::region_memory::RegionMemory;
 pub use core::worker::Worker;
 pub use core::working::WorkingDevice;
 pub use driver::{

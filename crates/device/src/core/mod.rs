@@ -12,6 +12,7 @@ mod low_power;
 pub(crate) mod observe;
 pub(crate) mod offsets;
 pub(crate) mod power;
+pub(crate) mod region_memory;
 mod region_mmap;
 mod reset;
 mod user_setup;

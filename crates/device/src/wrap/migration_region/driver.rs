@@ -88,8 +88,8 @@ impl MigrationRegion {
     /// for the region cannot be allocated.
     pub fn new(driver: impl Into<Box<dyn Driver>>, layout: Layout) -> Result<MigrationRegion, Errno> {
         let mut driver = driver.into();
-        let half = VendorHalf::new(&mut *driver, layout)?;
         let index = driver.info().num_regions;
+        let half = VendorHalf::new(&mut *driver, index, layout)?;
         index.checked_add(1).ok_or(Errno::EINVAL)?;
         Ok(MigrationRegion { driver, index, half })
     }

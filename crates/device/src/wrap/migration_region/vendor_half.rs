@@ -19,10 +19,10 @@ pub(super) struct VendorHalf {
 }
 
 impl VendorHalf {
-    /// Returns the region of a device in RUNNING. ENODEV for one without migration v2.
-    pub(super) fn new(driver: &mut dyn Driver, layout: Layout) -> Result<VendorHalf, Errno> {
+    /// Returns region `index` of a device in RUNNING. ENODEV for one without migration v2.
+    pub(super) fn new(driver: &mut dyn Driver, index: u32, layout: Layout) -> Result<VendorHalf, Errno> {
         let flags = driver.migration().ok_or(Errno::ENODEV)?.flags();
-        let section = Section::new(&layout)?;
+        let section = Section::new(index, &layout)?;
         let vendor = Vendor::new(layout, flags, section)?;
         Ok(VendorHalf { vendor, dirty: DirtyPages::default() })
     }
