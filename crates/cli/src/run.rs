@@ -34,7 +34,7 @@ use crate::usage::json_beside;
 /// The program finds the devices in sysfs and /dev like those of a host, and uses them by group and container, or by
 /// their own files and iommufd. Neither the kernel's VFIO nor any rights are needed. Its descendants are served too.
 ///
-/// Regions cannot be mapped, and io_uring is refused (ENOSYS). The devices of the host are hidden from the program.
+/// io_uring is refused (ENOSYS). The devices of the host are hidden from the program.
 #[derive(Debug, Args)]
 #[command(
     after_help = AFTER_HELP,

@@ -5,7 +5,7 @@
 //! [`DeviceFile`] has the typed calls.
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::info::Capability;
+use whimbrel_protocol::info::{Capability, MmapArea, Region};
 use whimbrel_uapi::decode::File;
 use whimbrel_uapi::device::{DeviceInfo, IrqInfo, RegionInfo, RegionInfoFlags};
 use whimbrel_uapi::ioctl::{
@@ -84,10 +84,7 @@ impl DeviceFile {
             return Err(Errno::EINVAL);
         }
         let mut region = self.region_info(asked.index)?.offset(process.region_offset(asked.index));
-        if !process.can_map_regions() {
-            region.flags.remove(RegionInfoFlags::MMAP);
-            region.capabilities.retain(|capability| !matches!(capability, Capability::SparseMmap(_)));
-        }
+        self.offer_mappings(asked.index, &mut region, process);
         let mut answer = region.to_bytes(asked.index);
         if region.capabilities.is_empty() {
             // Without a chain the kernel leaves these two as the user gave them.
@@ -102,6 +99,30 @@ impl DeviceFile {
         }
         copy_out(process, argument, &answer, size_of::<RegionInfo>())?;
         Ok(0)
+    }
+
+    /// Removes from a region's info what the process cannot map.
+    fn offer_mappings(&self, index: u32, region: &mut Region, process: &dyn Process) {
+        if !region.flags.contains(RegionInfoFlags::MMAP) {
+            return;
+        }
+        let can_map = |area: &MmapArea| process.can_map(self, index, *area);
+        let sparse = region.capabilities.iter_mut().find_map(|capability| match capability {
+            Capability::SparseMmap(areas) => Some(areas),
+            _ => None,
+        });
+        let offers_any = match sparse {
+            Some(areas) if areas.is_empty() => true,
+            Some(areas) => {
+                areas.retain(can_map);
+                !areas.is_empty()
+            }
+            None => can_map(&MmapArea::new(0, region.size)),
+        };
+        if !offers_any {
+            region.flags.remove(RegionInfoFlags::MMAP);
+            region.capabilities.retain(|capability| !matches!(capability, Capability::SparseMmap(_)));
+        }
     }
 
     fn raw_irq_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {

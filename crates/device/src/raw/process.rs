@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use whimbrel_memory::{Memory, RemoteMemory};
 use whimbrel_protocol::Errno;
+use whimbrel_protocol::info::MmapArea;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::core::data_file::DataFile;
+use crate::core::file::DeviceFile;
 use crate::core::offsets::region_offset;
 use crate::iommu::container::Container;
 use crate::iommu::iommufd::Iommufd;
@@ -59,9 +61,12 @@ pub trait Process {
         region_offset(index)
     }
 
-    /// Returns whether the process can map regions of the device file. If it cannot, VFIO_DEVICE_GET_REGION_INFO offers
-    /// no mapping.
-    fn can_map_regions(&self) -> bool {
+    /// Returns whether the process can map an area of a region: the whole of it, or one of its sparse areas.
+    /// VFIO_DEVICE_GET_REGION_INFO offers no other. [`DeviceFile::mmap`] tells where the area's memory is.
+    ///
+    /// The default can map every area.
+    fn can_map(&self, device: &DeviceFile, index: u32, area: MmapArea) -> bool {
+        let _ = (device, index, area);
         true
     }
 

@@ -38,7 +38,7 @@ const BITMAP: u64 = 0x2000;
 /// The program's descriptor of an iommufd.
 const IOMMUFD: i32 = 9;
 
-/// A card with one region that can be mapped.
+/// A card with regions that can be mapped: the first whole, the second by two areas.
 struct Card;
 
 impl Driver for Card {
@@ -46,10 +46,10 @@ impl Driver for Card {
         Info::new(DeviceInfoFlags::empty()).num_regions(2)
     }
 
-    fn region(&self, _: u32) -> Result<Region, Errno> {
+    fn region(&self, index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
-        let areas = Capability::SparseMmap(vec![MmapArea::new(0, PAGE)]);
-        Ok(Region::new(flags, SIZE).capabilities(vec![areas]))
+        let areas = Capability::SparseMmap(vec![MmapArea::new(0, PAGE), MmapArea::new(2 * PAGE, PAGE)]);
+        Ok(Region::new(flags, SIZE).capabilities(if index == 0 { vec![] } else { vec![areas] }))
     }
 }
 
@@ -82,13 +82,14 @@ struct Program {
     memory: SparseMemory,
     private: Arc<Private>,
     iommufd: Iommufd,
-    maps_regions: bool,
+    /// The areas that it cannot map.
+    unmappable: Vec<MmapArea>,
 }
 
 impl Program {
     fn new() -> Program {
         let private = Arc::new(Private(Mutex::new(vec![0; SIZE as usize])));
-        Program { memory: SparseMemory::new(), private, iommufd: Iommufd::new(), maps_regions: true }
+        Program { memory: SparseMemory::new(), private, iommufd: Iommufd::new(), unmappable: vec![] }
     }
 
     fn put(&mut self, argument: &(impl IntoBytes + Immutable)) -> u64 {
@@ -113,8 +114,9 @@ impl Process for Program {
         (1 << 62) + u64::from(index) * SIZE
     }
 
-    fn can_map_regions(&self) -> bool {
-        self.maps_regions
+    fn can_map(&self, device: &DeviceFile, _: u32, area: MmapArea) -> bool {
+        assert_eq!(device.name(), "card");
+        !self.unmappable.contains(&area)
     }
 
     fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno> {
@@ -257,10 +259,10 @@ fn an_iommufd_maps_private_memory_for_a_device_and_unmaps_it() {
     }
 }
 
-/// VFIO_DEVICE_GET_REGION_INFO of region 1.
-fn region_info(program: &mut Program) -> Region {
+/// VFIO_DEVICE_GET_REGION_INFO.
+fn region_info(program: &mut Program, index: u32) -> Region {
     let device = DeviceFile::new("card", |_| Card);
-    let mut argument = RegionInfo { argsz: 0x100, index: 1, ..RegionInfo::new_zeroed() }.as_bytes().to_vec();
+    let mut argument = RegionInfo { argsz: 0x100, index, ..RegionInfo::new_zeroed() }.as_bytes().to_vec();
     argument.resize(0x100, 0);
     program.memory.insert(ARGUMENT, argument);
     device.ioctl(VFIO_DEVICE_GET_REGION_INFO.number(), ARGUMENT, program).unwrap();
@@ -269,13 +271,27 @@ fn region_info(program: &mut Program) -> Region {
 
 #[test]
 fn the_process_decides_at_which_offset_it_has_a_region() {
-    assert_eq!(region_info(&mut Program::new()).offset, (1 << 62) + SIZE);
+    assert_eq!(region_info(&mut Program::new(), 1).offset, (1 << 62) + SIZE);
 }
 
 #[test]
-fn a_process_that_cannot_map_regions_is_offered_no_mapping() {
-    let mut program = Program { maps_regions: false, ..Program::new() };
-    let region = region_info(&mut program);
-    assert_eq!(region.flags, RegionInfoFlags::READ | RegionInfoFlags::WRITE);
-    assert_eq!(region.capabilities, []);
+fn a_process_is_offered_the_mappings_that_it_can_make() {
+    let (whole, first, second) =
+        (MmapArea::new(0, SIZE), MmapArea::new(0, PAGE), MmapArea::new(2 * PAGE, PAGE));
+    let cases = [
+        ("all of a region", 0, vec![], Some(vec![])),
+        ("nothing of a region without areas", 0, vec![whole], None),
+        ("all areas", 1, vec![], Some(vec![first, second])),
+        ("the whole region is no area", 1, vec![whole], Some(vec![first, second])),
+        ("one area", 1, vec![first], Some(vec![second])),
+        ("no area", 1, vec![first, second], None),
+    ];
+    for (what, index, unmappable, offered) in cases {
+        let mut program = Program { unmappable, ..Program::new() };
+        let region = region_info(&mut program, index);
+        assert_eq!(region.flags.contains(RegionInfoFlags::MMAP), offered.is_some(), "{what}");
+        let areas = offered.filter(|areas| !areas.is_empty());
+        let expected: Vec<_> = areas.map(Capability::SparseMmap).into_iter().collect();
+        assert_eq!(region.capabilities, expected, "{what}");
+    }
 }

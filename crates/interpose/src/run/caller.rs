@@ -8,13 +8,15 @@ use std::sync::Arc;
 use rustix::fs::fstat;
 use whimbrel_device::iommufd::{Caller, Iommufd};
 use whimbrel_device::{
-    Container, DataFile, Errno, Fault, GroupFile, Memory, OpenDevice, Process, RemoteMemory, region_offset,
+    Container, DataFile, DeviceFile, Errno, Fault, GroupFile, Memory, MmapArea, OpenDevice, Process,
+    RemoteMemory, region_offset,
 };
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::files::{Files, Found, Object, OpenFile};
 use super::filter::REGIONS;
 use super::forks;
+use super::mapping;
 use super::memory::{self, ProgramMemory};
 use super::recording::Recording;
 use super::task::Task;
@@ -141,8 +143,8 @@ impl Process for TaskCaller<'_> {
         REGIONS + region_offset(index)
     }
 
-    fn can_map_regions(&self) -> bool {
-        false
+    fn can_map(&self, device: &DeviceFile, index: u32, area: MmapArea) -> bool {
+        mapping::can_map(device, index, area, self.region_offset(index))
     }
 
     fn container(&self, fd: i32) -> Result<Container, Errno> {

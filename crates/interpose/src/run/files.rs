@@ -7,6 +7,9 @@
 //!
 //! The last close of a memory file is reported by inotify, in order with the program's later requests: a request that
 //! opens something reads these reports first.
+//!
+//! Once the program maps a region of a device, the descriptor is an open file of the driver's ([`RegionFiles`]), and the
+//! device is open as long as one of these files is.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -14,19 +17,23 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::fs::{AtFlags, MemfdFlags, Stat, fstat, major, memfd_create, minor, statat};
+use rustix::fs::{AtFlags, MemfdFlags, OFlags, Stat, fcntl_getfl, fstat, major, memfd_create, minor, statat};
 use whimbrel_device::iommufd::{Iommu, Iommufd};
 use whimbrel_device::{
-    Cdev, Container, ContainerSettings, DataFile, DeviceFile, Errno, Group, GroupFile, OpenDevice,
+    Cdev, Container, ContainerSettings, DataFile, DeviceFile, Errno, FileOffset, Group, GroupFile, OpenDevice,
 };
 use whimbrel_protocol::session::Direction;
 
 use super::forks;
+use super::mapping_calls::MappingCalls;
+use super::region_files::{Given, RegionFiles};
+use super::system::is_same_open_file;
 use super::task::{FileId, Task};
 use super::traced::TracedFile;
 
@@ -52,6 +59,7 @@ pub(super) struct OpenFile {
     origin: Option<OwnedFd>,
     /// The file as a trace knows it, if there is one. It ends after the object.
     pub(super) traced: OnceLock<TracedFile>,
+    mapping_calls: MappingCalls,
 }
 
 /// A memory file that stands for an open file in the program.
@@ -94,6 +102,7 @@ pub(super) enum Found {
 struct Table {
     identities: HashMap<FileId, Identity>,
     by_watch: HashMap<i32, FileId>,
+    region_files: RegionFiles<Arc<OpenFile>>,
     /// Those opened by plain files.
     opened: Vec<(Node, Weak<OpenFile>)>,
 }
@@ -107,16 +116,25 @@ pub(super) struct Files {
     /// Kept, so that no later file has their inodes.
     _dev: OwnedFd,
     table: Mutex<Table>,
+    /// Files that were added to the table so far.
+    installed: AtomicU64,
     inotify: OwnedFd,
     /// Held while reports are read, and their files closed: a request that opens a file waits for that.
     closes: Mutex<()>,
     emptied: Condvar,
 }
 
+impl Table {
+    /// Returns the number of open files in the program that stand for something.
+    fn len(&self) -> usize {
+        self.identities.len() + self.region_files.len()
+    }
+}
+
 impl OpenFile {
     /// Returns the open file of an object that a request opens.
     pub(super) fn new(object: Object) -> OpenFile {
-        OpenFile { object, origin: None, traced: OnceLock::new() }
+        OpenFile { object, origin: None, traced: OnceLock::new(), mapping_calls: MappingCalls::default() }
     }
 
     /// Returns the plain file that the program opened for it, if it did.
@@ -170,6 +188,7 @@ impl Files {
             nodes,
             _dev: dev,
             table: Mutex::default(),
+            installed: AtomicU64::new(0),
             inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
             closes: Mutex::default(),
             emptied: Condvar::new(),
@@ -177,34 +196,84 @@ impl Files {
     }
 
     /// Returns the open file behind a descriptor, if it is known: not before the first request on it.
-    pub(super) fn known(&self, stat: &Stat) -> Option<Arc<OpenFile>> {
-        let table = self.table.lock();
-        table.identities.get(&FileId::of(stat)).map(|identity| identity.open.clone())
+    pub(super) fn known(&self, task: &Task<'_>, fd: i32) -> Option<Arc<OpenFile>> {
+        self.look(task, fd).ok()?.1
+    }
+
+    /// Returns the file behind a descriptor, and what it stands for if that is known.
+    fn look(&self, task: &Task<'_>, fd: i32) -> Result<(Stat, Option<Arc<OpenFile>>), Errno> {
+        let mut seen = None;
+        loop {
+            let installed = self.installed.load(Ordering::Acquire);
+            let stat = task.stat(fd)?;
+            let id = FileId::of(&stat);
+            let table = self.table.lock();
+            let identity = table.identities.get(&id).map(|identity| identity.open.clone());
+            let marks = || task.descriptor(fd).map_or(Vec::new(), |descriptor| descriptor.locks);
+            let found = identity.or_else(|| table.region_files.get(id, marks));
+            // The file of a descriptor that was replaced meanwhile is not known any more.
+            let is_same = seen.replace((id, installed)) == Some((id, installed));
+            if found.is_some() || (is_same && self.installed.load(Ordering::Acquire) == installed) {
+                return Ok((stat, found));
+            }
+        }
     }
 
     /// Returns what is behind a descriptor. At the first request on a plain file it is opened here: EBUSY for a group that
     /// is open.
     pub(super) fn find(&self, task: &Task<'_>, fd: i32) -> Result<Found, Errno> {
-        let stat = task.stat(fd)?;
-        if let Some(open) = self.known(&stat) {
-            return Ok(Found::Open(open));
-        }
-        let Some(node) = self.node(task, fd, &stat) else { return Ok(Found::Other) };
-        self.read_closes();
-        let origin = task.duplicate(fd)?;
-        if FileId::of(&fstat(&origin)?) != FileId::of(&stat) {
-            return Err(Errno::EBADF);
-        }
-        let open = self.open(task, fd, node, origin)?;
+        let (origin, node) = loop {
+            let (stat, open) = self.look(task, fd)?;
+            if let Some(open) = open {
+                return Ok(Found::Open(open));
+            }
+            let Some(node) = self.node(task, fd, &stat) else { return Ok(Found::Other) };
+            self.read_closes();
+            let origin = task.duplicate(fd)?;
+            // Unless another thread's request has replaced it meanwhile.
+            if FileId::of(&fstat(&origin)?) == FileId::of(&stat) {
+                break (origin, node);
+            }
+        };
+        let open = self.open(node, origin)?;
         let _passing = forks::passing_file();
         let file = self.identify(&open)?;
-        task.install_at(fd, &file, task.is_closed_at_exec(fd))?;
+        task.install_at(fd, &file, task.descriptor(fd)?.is_closed_at_exec)?;
         Ok(Found::Open(open))
     }
 
     /// Returns whether a descriptor is a file of VFIO served here, opened or not.
     pub(super) fn is_ours(&self, task: &Task<'_>, fd: i32) -> bool {
-        task.stat(fd).is_ok_and(|stat| self.known(&stat).is_some() || self.node(task, fd, &stat).is_some())
+        self.look(task, fd).is_ok_and(|(stat, open)| open.is_some() || self.node(task, fd, &stat).is_some())
+    }
+
+    /// Gives a descriptor of a device the driver's file, which the kernel maps for the call that waits. The descriptor stands
+    /// for the device as before.
+    pub(super) fn give_memory(
+        &self,
+        task: &Task<'_>,
+        fd: i32,
+        open: &Arc<OpenFile>,
+        memory: &FileOffset,
+    ) -> Result<(), Errno> {
+        let id = FileId::of(&fstat(memory.file())?);
+        open.mapping_calls.begin(task, id);
+        let descriptor = task.descriptor(fd)?;
+        let is_writable = fcntl_getfl(memory.file())?.contains(OFlags::RDWR);
+        let has_it = FileId::of(&task.stat(fd)?) == id && descriptor.is_writable == is_writable;
+        if has_it && self.table.lock().region_files.has(id, &descriptor.locks) {
+            return Ok(());
+        }
+        let _passing = forks::passing_file();
+        let given = Given::open(memory.file())?;
+        let mut table = self.table.lock();
+        if table.len() >= MAX_FILES {
+            return Err(Errno::EMFILE);
+        }
+        table.region_files.insert(id, (memory.arc().clone(), given.mark), open.clone(), &self.inotify)?;
+        drop(table);
+        self.installed.fetch_add(1, Ordering::AcqRel);
+        task.install_at(fd, &given.file, descriptor.is_closed_at_exec)
     }
 
     /// Returns a new memory file for an open file, to be installed in the program.
@@ -236,8 +305,9 @@ impl Files {
                 Err(_) => break,
             }
         }
+        let unmapped = self.table.lock().region_files.remove_closed(&self.inotify);
         // Devices are reset here, which may take a moment; the table is not locked.
-        drop(closed);
+        drop((closed, unmapped));
         if self.is_empty() {
             self.emptied.notify_all();
         }
@@ -245,14 +315,19 @@ impl Files {
 
     /// Returns whether the program has no file open.
     pub(super) fn is_empty(&self) -> bool {
-        self.table.lock().identities.is_empty()
+        self.table.lock().len() == 0
+    }
+
+    /// Returns whether the program has files of drivers, whose closes are reported too early.
+    pub(super) fn has_region_files(&self) -> bool {
+        self.table.lock().region_files.len() > 0
     }
 
     /// Waits until the program has no file open, or until the deadline, or until `is_over`, which is asked again after
     /// [`Files::wake`].
     pub(super) fn wait_until_empty(&self, deadline: Option<Instant>, is_over: impl Fn() -> bool) {
         let mut table = self.table.lock();
-        while !table.identities.is_empty() && !is_over() {
+        while table.len() > 0 && !is_over() {
             match deadline {
                 None => self.emptied.wait(&mut table),
                 Some(deadline) if self.emptied.wait_until(&mut table, deadline).timed_out() => return,
@@ -295,12 +370,12 @@ impl Files {
     }
 
     /// Opens a plain file, or finds what it was opened as already through a duplicate.
-    fn open(&self, task: &Task<'_>, fd: i32, node: Node, origin: OwnedFd) -> Result<Arc<OpenFile>, Errno> {
+    fn open(&self, node: Node, origin: OwnedFd) -> Result<Arc<OpenFile>, Errno> {
         let mut table = self.table.lock();
         table.opened.retain(|(_, open)| open.strong_count() > 0);
         let known = table.opened.iter().filter(|(other, _)| *other == node).find_map(|(_, open)| {
             let open = open.upgrade()?;
-            let is_it = open.origin.as_ref().is_some_and(|origin| task.has_open(fd, origin.as_fd()));
+            let is_it = open.origin.as_ref().is_some_and(|other| is_same_open_file(&origin, other));
             is_it.then_some(open)
         });
         if let Some(open) = known {
@@ -329,13 +404,15 @@ impl Files {
         let given = given.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))?;
         let id = FileId::of(&fstat(&file)?);
         let mut table = self.table.lock();
-        if table.identities.len() >= MAX_FILES {
+        if table.len() >= MAX_FILES {
             return Err(Errno::EMFILE);
         }
         let watch =
             inotify::add_watch(&self.inotify, &path, WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE)?;
         table.by_watch.insert(watch, id);
         table.identities.insert(id, Identity { open: open.clone(), watch, _file: file });
+        drop(table);
+        self.installed.fetch_add(1, Ordering::AcqRel);
         Ok(given)
     }
 

@@ -10,7 +10,7 @@ use libc::{
 use crate::seccomp::{ARCH, ARCHITECTURE, NUMBER, argument};
 
 /// The offset in a device's file from which on regions lie: no other file has bytes there.
-pub(super) const REGIONS: u64 = 1 << 62;
+pub(super) const REGIONS: u64 = whimbrel_device::REGION_MEMORY_START;
 
 /// The type byte of VFIO's and iommufd's requests (`VFIO_TYPE`, `IOMMUFD_TYPE`).
 const VFIO_TYPE: u32 = 0x3b;
@@ -87,7 +87,10 @@ pub(super) fn filter(first_data_file: u32) -> Vec<sock_filter> {
         Shift(8),
         Mask(0xff),
         Jump(BPF_JEQ, VFIO_TYPE, Notify, Allow),
+        // A region, or a data file.
         Begin(Block::Mapping),
+        Load(argument(5) + 4),
+        Jump(BPF_JGE, (REGIONS >> 32) as u32, Notify, Next),
         Load(argument(4)),
         Jump(BPF_JGE, first_data_file, To::Block(Block::FileHighEnough), Allow),
         Begin(Block::Fcntl),
@@ -153,7 +156,7 @@ mod tests {
 
     const FIRST: u32 = 960;
 
-    fn call(number: libc::c_long, arguments: [u64; 5]) -> [u8; 64] {
+    fn call<const ARGUMENTS: usize>(number: libc::c_long, arguments: [u64; ARGUMENTS]) -> [u8; 64] {
         tests::call(ARCH, number, arguments)
     }
 
@@ -161,7 +164,7 @@ mod tests {
         tests::run(&filter(FIRST), data)
     }
 
-    fn is_ours(number: libc::c_long, arguments: [u64; 5]) -> bool {
+    fn is_ours<const ARGUMENTS: usize>(number: libc::c_long, arguments: [u64; ARGUMENTS]) -> bool {
         run(call(number, arguments)).0 == SECCOMP_RET_USER_NOTIF
     }
 
@@ -220,13 +223,20 @@ mod tests {
     }
 
     #[test]
+    fn a_mapping_of_a_region_is_ours() {
+        let at = |offset| is_ours(libc::SYS_mmap, [0, 4096, 3, 1, 3, offset]);
+        assert!(at(REGIONS) && at(REGIONS + (9 << 40) + 4096));
+        assert!(!at(REGIONS - 4096) && !at(0));
+    }
+
+    #[test]
     fn a_ring_that_would_pass_by_the_filter_is_ours() {
         assert!(is_ours(libc::SYS_io_uring_setup, [8, 0, 0, 0, 0]));
     }
 
     #[test]
     fn no_other_call_is_ours_whatever_its_arguments() {
-        let arguments = [u64::from(FIRST), 0x3b64, REGIONS, REGIONS, FIRST.into()];
+        let arguments = [u64::from(FIRST), 0x3b64, REGIONS, REGIONS, FIRST.into(), REGIONS];
         let ours = (0..600).filter(|number| is_ours(*number, arguments)).count();
         assert_eq!(ours, 15);
     }
@@ -242,5 +252,6 @@ mod tests {
     fn a_call_that_is_not_ours_takes_few_steps() {
         assert!(run(call(libc::SYS_getppid, [0; 5])).1 <= 8);
         assert!(run(call(libc::SYS_read, [3, 0, 4096, 0, 0])).1 <= 10);
+        assert!(run(call(libc::SYS_mmap, [0, 4096, 3, 2, 3, 0])).1 <= 17);
     }
 }

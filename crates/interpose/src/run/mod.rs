@@ -25,7 +25,7 @@
 //! # What a program can use
 //!
 //! - groups, containers with type1 v1 and v2, the devices' own files (cdev) and iommufd;
-//! - regions by pread(2) and pwrite(2), interrupts and ioeventfds by eventfd, and all features, with migration;
+//! - regions by pread(2), pwrite(2) and mmap(2), interrupts and ioeventfds by eventfd, and all features, with migration;
 //! - DMA in its memory, shared or private;
 //! - threads, fork, exec, dup and SCM_RIGHTS: its descendants are served too.
 //!
@@ -104,7 +104,12 @@
 //!
 //! # Where it differs from the kernel
 //!
-//! - Regions cannot be mapped: VFIO_DEVICE_GET_REGION_INFO offers no mapping.
+//! - A region can be mapped if its memory lies in its file where the region lies in the device's file, as that of
+//!   [`RegionMemory`](whimbrel_device::RegionMemory) does, and if the file's size is sealed. VFIO_DEVICE_GET_REGION_INFO
+//!   offers no other mapping.
+//! - A descriptor by which a region was mapped is the driver's file: fstat(2), and mappings below the offsets of regions, are
+//!   those of that file, and mremap(2) reaches all of it. An F_OFD_SETLK lock of the file tells that the program has it: a
+//!   program that removes the lock closes the device.
 //! - A group that is open can be opened once more; the first request on it fails with EBUSY.
 //! - Memory is not pinned. A device's access to memory that the program has unmapped is a DMA fault.
 //! - read(2) and write(2) at the file position of a device do nothing, and neither do sendfile(2) and splice(2).
@@ -130,10 +135,13 @@ mod filter;
 mod forks;
 mod host;
 mod layout;
+mod mapping;
+mod mapping_calls;
 mod maps;
 mod memory;
 mod namespace;
 mod recording;
+mod region_files;
 mod requests;
 mod start;
 mod supervisor;

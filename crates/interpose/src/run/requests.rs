@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use super::caller::TaskCaller;
 use super::files::{Found, Object, OpenFile};
 use super::filter::{KVM_SET_DEVICE_ATTR, REGIONS};
+use super::mapping;
 
 /// Bytes of one access to a region, or of one read or write of a stream. A call for more is answered for as many.
 const MAX_ACCESS: usize = 4 << 20;
@@ -103,7 +104,7 @@ pub(super) fn answer(
             return kvm_attribute(fd, data.args[2], caller);
         }
         libc::SYS_ioctl => return ioctl(fd, open, data.args[1] as u32, data.args[2], caller),
-        libc::SYS_mmap if maps_stream(data, caller) => return Answer::Error(Errno::ENODEV),
+        libc::SYS_mmap => return mapping::answer(data, caller),
         libc::SYS_io_uring_setup => {
             TOLD_OF_RING.call_once(|| {
                 tracing::warn!(
@@ -341,16 +342,4 @@ fn duplicate(fd: i32, least: u64, close_on_exec: bool, caller: &TaskCaller<'_>) 
         Ok(number.into())
     });
     installed.into()
-}
-
-/// Returns whether a mapping is one of a data file.
-fn maps_stream(data: &seccomp_data, caller: &TaskCaller<'_>) -> bool {
-    let fd = data.args[4] as c_int;
-    let stat = caller.task.stat(fd).ok();
-    let open = stat.and_then(|stat| caller.files.known(&stat));
-    let is_stream = open.as_ref().is_some_and(|open| matches!(open.object, Object::Data(_)));
-    if let (Some(recording), Some(open), true) = (caller.recording, &open, is_stream) {
-        recording.found(fd, open);
-    }
-    is_stream
 }

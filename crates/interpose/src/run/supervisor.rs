@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use libc::{SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_notif, seccomp_notif_resp};
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use whimbrel_device::Errno;
 
 use super::caller::TaskCaller;
@@ -43,6 +43,10 @@ const LATE_CLOSES: Duration = Duration::from_secs(2);
 
 /// The longest that a trace waits for requests that are not answered when the program has ended.
 const LAST_RECORDS: Duration = Duration::from_secs(10);
+
+/// The pauses after which the files of drivers are looked at again: a moment after a report, and then ever more rarely.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The state that the threads share.
 #[derive(Debug)]
@@ -322,15 +326,18 @@ impl Shared {
 
     /// Closes what the program closes: until everything ends.
     fn close(&self) {
+        let mut pause = MIN_PAUSE;
         loop {
             let mut ready = [
                 PollFd::from_borrowed_fd(self.files.closes(), PollFlags::IN),
                 PollFd::new(&self.stop, PollFlags::IN),
             ];
-            let waited = poll(&mut ready, None);
+            let timeout = self.files.has_region_files().then(|| timespec(pause));
+            let waited = poll(&mut ready, timeout.as_ref());
             if !ready[1].revents().is_empty() || !matches!(waited, Ok(_) | Err(rustix::io::Errno::INTR)) {
                 return;
             }
+            pause = if waited == Ok(0) { (pause * 2).min(MAX_PAUSE) } else { MIN_PAUSE };
             self.slow.fetch_add(1, Ordering::AcqRel);
             self.files.read_closes();
             self.slow.fetch_sub(1, Ordering::AcqRel);
@@ -343,7 +350,7 @@ impl Shared {
 
     /// Returns the open file behind the first argument of a call, if it is known.
     fn open_file(&self, call: &Call) -> Option<Arc<OpenFile>> {
-        self.files.known(&self.task(call).stat(call.notification.data.args[0] as i32).ok()?)
+        self.files.known(&self.task(call), call.notification.data.args[0] as i32)
     }
 
     fn answer(&self, call: &Call, open: Option<Arc<OpenFile>>) {
@@ -416,6 +423,10 @@ impl Shared {
         let id = call.notification.id;
         send(self.listener.as_fd(), seccomp_notif_resp { id, val, error, flags }).is_ok()
     }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
 }
 
 /// Starts a thread. It holds `runs` until its end, unless it passes that on.

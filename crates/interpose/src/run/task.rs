@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use libc::{SECCOMP_ADDFD_FLAG_SETFD, seccomp_notif_addfd};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
@@ -15,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, Stat, readlinkat, statat};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use whimbrel_device::{Errno, Fault};
 
-use super::system::{add_descriptor, compare_open_files, is_waiting};
+use super::system::{add_descriptor, is_waiting};
 
 /// A task whose call waits.
 #[derive(Clone, Copy, Debug)]
@@ -40,9 +41,44 @@ impl FileId {
     }
 }
 
+/// A descriptor and its open file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Descriptor {
+    pub(super) is_closed_at_exec: bool,
+    pub(super) is_writable: bool,
+    /// First bytes of the open file's locks.
+    pub(super) locks: Vec<u64>,
+}
+
+impl Descriptor {
+    /// Parses what `/proc/PID/fdinfo` has of it. `None` without its flags.
+    fn parse(text: &str) -> Option<Descriptor> {
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        let flags = i32::from_str_radix(flags.trim(), 8).ok()?;
+        // The last two fields are the first byte and the last.
+        let first = |line: &str| line.split_ascii_whitespace().rev().nth(1)?.parse().ok();
+        let locks = text.lines().filter(|line| line.starts_with("lock:") && line.contains("OFDLCK"));
+        Some(Descriptor {
+            is_closed_at_exec: flags & libc::O_CLOEXEC != 0,
+            is_writable: flags & libc::O_ACCMODE == libc::O_RDWR,
+            locks: locks.filter_map(first).collect(),
+        })
+    }
+}
+
 impl<'a> Task<'a> {
     pub(super) fn new(listener: BorrowedFd<'a>, id: u64, pid: u32) -> Task<'a> {
         Task { listener, id, pid: pid.cast_signed() }
+    }
+
+    /// Returns the numbers of its call and of the thread.
+    pub(super) fn call(&self) -> (u64, i32) {
+        (self.id, self.pid)
+    }
+
+    /// Returns the task of another call.
+    pub(super) fn of_call(&self, id: u64, pid: i32) -> Task<'a> {
+        Task { listener: self.listener, id, pid }
     }
 
     /// Returns whether its call still waits.
@@ -103,12 +139,17 @@ impl<'a> Task<'a> {
         Ok(path.into_bytes())
     }
 
-    /// Returns whether a descriptor is closed at exec.
-    pub(super) fn is_closed_at_exec(&self, fd: i32) -> bool {
-        let told = std::fs::read_to_string(self.proc_path(format!("fdinfo/{fd}"))).unwrap_or_default();
-        let flags = told.lines().find_map(|line| line.strip_prefix("flags:"));
-        let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-        flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
+    /// Returns the kernel's description of a descriptor. EBADF if it is not open.
+    pub(super) fn descriptor(&self, fd: i32) -> Result<Descriptor, Errno> {
+        let text = std::fs::read_to_string(self.proc_path(format!("fdinfo/{fd}")));
+        text.ok().and_then(|text| Descriptor::parse(&text)).ok_or(Errno::EBADF)
+    }
+
+    /// Returns the time that the thread has worked, a moment ago if it works now. `None` from a kernel without
+    /// CONFIG_SCHED_INFO.
+    pub(super) fn worked(&self) -> Option<Duration> {
+        let text = std::fs::read_to_string(self.proc_path("schedstat")).ok()?;
+        text.split_ascii_whitespace().next()?.parse().ok().map(Duration::from_nanos)
     }
 
     /// Returns another handle to an open file of it. EBADF without one.
@@ -133,11 +174,6 @@ impl<'a> Task<'a> {
     fn process(&self) -> Option<rustix::process::Pid> {
         let number = process(self.pid.cast_unsigned())?;
         rustix::process::Pid::from_raw(number.cast_signed())
-    }
-
-    /// Returns whether one of its descriptors is the same open file as one of this process.
-    pub(super) fn has_open(&self, fd: i32, file: BorrowedFd<'_>) -> bool {
-        compare_open_files((self.pid, fd), (std::process::id().cast_signed(), file)).unwrap_or(false)
     }
 
     /// Installs a descriptor, and returns its number.
@@ -181,4 +217,22 @@ pub(super) fn own_link(file: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     std::fs::read_link(path).map(|link| link.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_has_flags_and_locks() {
+        let text = "pos:\t0\nflags:\t02100002\nmnt_id:\t1\nino:\t17\n\
+                    lock:\t1: POSIX  ADVISORY  WRITE 7 00:01:17 5 5\n\
+                    lock:\t2: OFDLCK ADVISORY  READ  -1 00:01:17 6917529027641081856 6917529027641081856\n";
+        let expected =
+            Descriptor { is_closed_at_exec: true, is_writable: true, locks: vec![6_917_529_027_641_081_856] };
+        assert_eq!(Descriptor::parse(text), Some(expected));
+        let none = Descriptor { is_closed_at_exec: false, is_writable: false, locks: vec![] };
+        assert_eq!(Descriptor::parse("flags:\t0100000\n"), Some(none));
+        assert_eq!(Descriptor::parse("pos:\t0\n"), None);
+    }
 }

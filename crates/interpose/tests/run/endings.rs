@@ -19,7 +19,9 @@ fn pid(child: &Child) -> Pid {
 
 #[test]
 fn a_program_that_is_killed_leaves_its_device_closed_and_reset() {
-    let Some((mut child, device)) = spawn_act(Linked::Dynamically, "waits", "serial") else { return };
+    let Some((mut child, device)) = spawn_act(program(Linked::Dynamically), "waits", "serial") else {
+        return;
+    };
     let mut line = String::new();
     BufReader::new(child.take_stdout().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "stopped\n", "{}", said(&mut child));
@@ -33,7 +35,9 @@ fn a_program_that_is_killed_leaves_its_device_closed_and_reset() {
 #[test]
 fn a_program_that_is_killed_at_any_moment_leaves_nothing_open() {
     for turn in 0..20 {
-        let Some((mut child, _)) = spawn_act(Linked::Dynamically, "signals", "serial") else { return };
+        let Some((mut child, _)) = spawn_act(program(Linked::Dynamically), "signals", "serial") else {
+            return;
+        };
         // Each time after more of its requests.
         let mut count = 0;
         while count < turn * 50 && child.try_wait().unwrap().is_none() {
@@ -48,7 +52,7 @@ fn a_program_that_is_killed_at_any_moment_leaves_nothing_open() {
 
 #[test]
 fn a_program_that_is_stopped_and_continued_again_and_again_finishes() {
-    let Some((mut child, _)) = spawn_act(Linked::Dynamically, "reopens", "serial") else { return };
+    let Some((mut child, _)) = spawn_act(program(Linked::Dynamically), "reopens", "serial") else { return };
     let status = loop {
         // It may have ended, unwaited for.
         let _ = kill_process(pid(&child), Signal::STOP);
@@ -78,7 +82,7 @@ fn a_child_of_the_program_is_served_after_its_end() {
 
 #[test]
 fn requests_fail_once_nobody_serves_them() {
-    let Some((mut child, _)) = spawn_act(Linked::Dynamically, "outlives", "serial") else { return };
+    let Some((mut child, _)) = spawn_act(program(Linked::Dynamically), "outlives", "serial") else { return };
     let mut output = BufReader::new(child.take_stdout().unwrap());
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
@@ -130,7 +134,7 @@ fn has_no_held_pages(child: &mut Child) -> bool {
 
 #[test]
 fn requests_that_wait_for_memory_keep_no_others_waiting() {
-    let Some((mut child, _)) = spawn_act(Linked::Dynamically, "held", "serial") else { return };
+    let Some((mut child, _)) = spawn_act(program(Linked::Dynamically), "held", "serial") else { return };
     if !has_no_held_pages(&mut child) {
         let status = wait(&mut child);
         assert!(status.success(), "{status}; {}", said(&mut child));

@@ -15,17 +15,17 @@ const SERVER: &str = "WHIMBREL_TEST_SERVER";
 
 #[test]
 fn many_threads_make_requests_at_once() {
-    act(Linked::Dynamically, "crowd", "serial");
+    act(program(Linked::Dynamically), "crowd", "serial");
 }
 
 #[test]
 fn many_children_that_live_for_a_moment_open_the_device_each() {
-    act(Linked::Dynamically, "children", "serial");
+    act(program(Linked::Dynamically), "children", "serial");
 }
 
 #[test]
 fn a_program_that_is_showered_with_signals_finishes() {
-    let Some((mut child, _)) = spawn_act(Linked::Dynamically, "showered", "serial") else { return };
+    let Some((mut child, _)) = spawn_act(program(Linked::Dynamically), "showered", "serial") else { return };
     let mut line = String::new();
     BufReader::new(child.take_stdout().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n", "{}", said(&mut child));
@@ -44,7 +44,7 @@ fn a_program_that_is_showered_with_signals_finishes() {
 
 /// Starts the program in C in a control group of its own. `None` where there are none, which is told.
 fn in_group(act: &str) -> Option<(whimbrel_interpose::run::Child, Group)> {
-    let (mut child, _) = spawn_act(Linked::Dynamically, act, "serial")?;
+    let (mut child, _) = spawn_act(program(Linked::Dynamically), act, "serial")?;
     match Group::with(child.id()) {
         Ok(group) => Some((child, group)),
         Err(error) => {
@@ -85,7 +85,7 @@ fn a_program_that_is_killed_while_it_is_frozen_leaves_nothing_open() {
 fn a_frozen_program_keeps_no_other_from_starting() {
     let Some((mut child, group)) = in_group("reopens") else { return };
     group.freeze();
-    act(Linked::Dynamically, "group", "serial");
+    act(program(Linked::Dynamically), "group", "serial");
     group.thaw();
     let status = wait(&mut child);
     assert!(status.success(), "{status}; {}", said(&mut child));
@@ -105,7 +105,7 @@ fn acts_as_a_server() {
 #[test]
 fn a_program_whose_server_is_killed_goes_on_without_its_device() {
     // Whether programs can be run here, and so that it is built.
-    let Some((mut child, _)) = spawn_act(Linked::Dynamically, "group", "serial") else { return };
+    let Some((mut child, _)) = spawn_act(program(Linked::Dynamically), "group", "serial") else { return };
     wait(&mut child);
     let mut server = Command::new(std::env::current_exe().unwrap());
     server.args(["--exact", "endurance::acts_as_a_server", "--nocapture"]).env(SERVER, "1");

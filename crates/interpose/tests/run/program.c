@@ -2,131 +2,8 @@
  * A program that uses VFIO devices by the kernel's headers, as any other does. Each argument after the PCI address names
  * one thing that it does; it ends with 0, or names the line that failed.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
+#include "vfio.h"
 #include <linux/userfaultfd.h>
-#include <linux/vfio.h>
-#include <poll.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/sysmacros.h>
-#include <sys/time.h>
-#include <sys/uio.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#define CHECK(what)                                                                                  \
-	do {                                                                                         \
-		if (!(what)) {                                                                       \
-			fprintf(stderr, "%s:%d: %s (errno %d, %s)\n", __FILE__, __LINE__, #what, errno, \
-				strerror(errno));                                                    \
-			exit(1);                                                                     \
-		}                                                                                    \
-	} while (0)
-#define FAILS(what, error) CHECK((errno = 0, (what)) == -1 && errno == (error))
-
-/* What older headers do not have: iommufd, a device's own file, and pre-copy. */
-struct iommu_ioas_alloc {
-	uint32_t size, flags, out_ioas_id;
-};
-struct iommu_ioas_map {
-	uint32_t size, flags, ioas_id, reserved;
-	uint64_t user_va, length, iova;
-};
-struct iommu_ioas_unmap {
-	uint32_t size, ioas_id;
-	uint64_t iova, length;
-};
-struct iommu_hw_info {
-	uint32_t size, flags, dev_id, data_len;
-	uint64_t data_uptr;
-	uint32_t out_data_type, reserved;
-	uint64_t out_capabilities;
-};
-struct device_bind {
-	uint32_t argsz, flags;
-	int32_t iommufd;
-	uint32_t out_devid;
-};
-struct device_attach {
-	uint32_t argsz, flags, pt_id;
-};
-#define IOAS_ALLOC _IO(';', 0x81)
-#define IOAS_MAP _IO(';', 0x85)
-#define IOAS_UNMAP _IO(';', 0x86)
-#define GET_HW_INFO _IO(';', 0x8a)
-#define BIND_IOMMUFD _IO(VFIO_TYPE, VFIO_BASE + 18)
-#define ATTACH_IOMMUFD_PT _IO(VFIO_TYPE, VFIO_BASE + 19)
-#define STATE_PRE_COPY 6
-
-#define PAGE 4096ul
-#define IOVA 0x100000ul
-
-static const char *address;
-
-static char *path(const char *format, ...)
-{
-	static __thread char buffer[512];
-	va_list list;
-
-	va_start(list, format);
-	vsnprintf(buffer, sizeof buffer, format, list);
-	va_end(list);
-	return buffer;
-}
-
-static int group_number(void)
-{
-	char link[256];
-	ssize_t length = readlink(path("/sys/bus/pci/devices/%s/iommu_group", address), link, sizeof link - 1);
-
-	CHECK(length > 0);
-	link[length] = 0;
-	return atoi(strrchr(link, '/') + 1);
-}
-
-static int open_group(void)
-{
-	int group = open(path("/dev/vfio/%d", group_number()), O_RDWR | O_CLOEXEC);
-
-	CHECK(group >= 0);
-	return group;
-}
-
-static int open_container(void)
-{
-	int container = open("/dev/vfio/vfio", O_RDWR);
-
-	CHECK(container >= 0);
-	return container;
-}
-
-/* Opens the device by its group. */
-static int open_device(int *group, int *container)
-{
-	int device;
-
-	*group = open_group();
-	*container = open_container();
-	CHECK(ioctl(*group, VFIO_GROUP_SET_CONTAINER, container) == 0);
-	CHECK(ioctl(*container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
-	device = ioctl(*group, VFIO_GROUP_GET_DEVICE_FD, address);
-	CHECK(device >= 0);
-	return device;
-}
 
 static void *map(int container, int flags, int fd)
 {
@@ -145,30 +22,6 @@ static void unmap(int container)
 	struct vfio_iommu_type1_dma_unmap dma = { .argsz = sizeof dma, .iova = IOVA, .size = 2 * PAGE };
 
 	CHECK(ioctl(container, VFIO_IOMMU_UNMAP_DMA, &dma) == 0 && dma.size == 2 * PAGE);
-}
-
-static uint64_t region_offset(int device, unsigned index)
-{
-	struct vfio_region_info info = { .argsz = sizeof info, .index = index };
-
-	CHECK(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) == 0);
-	CHECK(info.size > 0 && !(info.flags & VFIO_REGION_INFO_FLAG_MMAP));
-	return info.offset;
-}
-
-static void check_config(int device)
-{
-	uint64_t config = region_offset(device, VFIO_PCI_CONFIG_REGION_INDEX);
-	uint16_t vendor = 0, id = 0;
-	unsigned expected;
-	struct iovec parts[] = { { &vendor, 2 }, { &id, 2 } };
-	FILE *file = fopen(path("/sys/bus/pci/devices/%s/vendor", address), "r");
-
-	CHECK(file && fscanf(file, "%x", &expected) == 1);
-	fclose(file);
-	CHECK(pread(device, &vendor, 2, config) == 2 && vendor == expected);
-	vendor = 0;
-	CHECK(preadv(device, parts, 2, config) == 4 && vendor == expected && id != 0);
 }
 
 /* The requests of a group, a container and a device, in order. */
@@ -211,10 +64,6 @@ static void group(void)
 /* The requests of a cdev and an iommufd, in the order of QEMU 10. */
 static void cdev(void)
 {
-	struct stat stat;
-	unsigned major, minor, number;
-	char name[256];
-	FILE *file;
 	void *memory = mmap(NULL, 2 * PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct iommu_ioas_alloc alloc = { .size = sizeof alloc };
 	struct iommu_hw_info hardware = { .size = sizeof hardware };
@@ -225,17 +74,7 @@ static void cdev(void)
 	struct vfio_device_info info = { .argsz = sizeof info };
 	int device, iommu;
 
-	for (number = 0; number < 1000; number++) {
-		snprintf(name, sizeof name, "/sys/bus/pci/devices/%s/vfio-dev/vfio%u/dev", address, number);
-		if (access(name, F_OK) == 0)
-			break;
-	}
-	file = fopen(name, "r");
-	CHECK(file && fscanf(file, "%u:%u", &major, &minor) == 2);
-	fclose(file);
-	device = open(path("/dev/vfio/devices/vfio%u", number), O_RDWR);
-	CHECK(device >= 0 && fstat(device, &stat) == 0 && S_ISCHR(stat.st_mode));
-	CHECK(major(stat.st_rdev) == major && minor(stat.st_rdev) == minor);
+	device = open_cdev();
 	iommu = open("/dev/iommu", O_RDWR);
 	CHECK(iommu >= 0);
 	FAILS(ioctl(device, VFIO_DEVICE_GET_INFO, &info), EINVAL);
@@ -443,13 +282,6 @@ static void children(void)
 	}
 	/* The last of them has left nothing behind. */
 	check_config(open_device(&group, &container));
-}
-
-static void wait_for(pid_t child)
-{
-	int status;
-
-	CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 /* A child has the open files of its parent, and its end closes none of them. */

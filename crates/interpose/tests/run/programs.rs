@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use crate::support::{Linked, act, said, spawn_act, wait};
+use crate::support::{Linked, act, program, said, spawn_act, wait};
 
 /// A test for each act, for a program linked either way.
 macro_rules! acts {
@@ -10,14 +10,14 @@ macro_rules! acts {
         mod dynamically_linked {
             $(#[test]
             fn $test() {
-                super::act(super::Linked::Dynamically, $name, $model);
+                super::act(super::program(super::Linked::Dynamically), $name, $model);
             })*
         }
 
         mod statically_linked {
             $(#[test]
             fn $test() {
-                super::act(super::Linked::Statically, $name, $model);
+                super::act(super::program(super::Linked::Statically), $name, $model);
             })*
         }
     };
@@ -44,7 +44,7 @@ acts! {
 
 #[test]
 fn kvm_is_told_of_the_programs_files() {
-    let Some((mut child, _)) = spawn_act(Linked::Dynamically, "kvm", "serial") else { return };
+    let Some((mut child, _)) = spawn_act(program(Linked::Dynamically), "kvm", "serial") else { return };
     let mut text = String::new();
     child.take_stdout().unwrap().read_to_string(&mut text).unwrap();
     let status = wait(&mut child);

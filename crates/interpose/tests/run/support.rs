@@ -40,6 +40,12 @@ pub(crate) fn stepping_program() -> Option<&'static Path> {
     STEPS.get_or_init(|| build("steps.c", "steps", None)).as_deref()
 }
 
+/// Builds the program in C that maps regions, once. `None` without a C compiler.
+pub(crate) fn mapper() -> Option<&'static Path> {
+    static MAPPER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    MAPPER.get_or_init(|| build("mapper.c", "mapper", None)).as_deref()
+}
+
 fn build(source: &str, name: &str, option: Option<&str>) -> Option<PathBuf> {
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_string());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run").join(source);
@@ -118,17 +124,17 @@ pub(crate) fn said(child: &mut Child) -> String {
     text
 }
 
-/// Starts the program in C to do one thing.
-pub(crate) fn spawn_act(linked: Linked, act: &str, model: &str) -> Option<(Child, DeviceFile)> {
-    let (mut command, device) = command(program(linked)?, model);
+/// Starts a program in C, if it could be built, to do one thing.
+pub(crate) fn spawn_act(program: Option<&Path>, act: &str, model: &str) -> Option<(Child, DeviceFile)> {
+    let (mut command, device) = command(program?, model);
     command.args([ADDRESS, act]);
     Some((spawn(command)?, device))
 }
 
-/// Lets the program in C do one thing to its end.
+/// Lets a program in C do one thing to its end.
 #[track_caller]
-pub(crate) fn act(linked: Linked, act: &str, model: &str) {
-    let Some((mut child, _)) = spawn_act(linked, act, model) else { return };
+pub(crate) fn act(program: Option<&Path>, act: &str, model: &str) {
+    let Some((mut child, _)) = spawn_act(program, act, model) else { return };
     let status = wait(&mut child);
     assert!(status.success(), "{act}: {status}; {}", said(&mut child));
     child.wait_until_unused();
