@@ -18,6 +18,9 @@ use super::mapping;
 /// Bytes of one access to a region, or of one read or write of a stream. A call for more is answered for as many.
 const MAX_ACCESS: usize = 4 << 20;
 
+/// Bytes of the largest access to a register.
+const MAX_REGISTER: usize = 8;
+
 /// Said once: programs try it again and again.
 static TOLD_OF_RING: Once = Once::new();
 
@@ -73,7 +76,9 @@ pub(super) fn is_about_first_argument(data: &seccomp_data) -> bool {
 /// nothing but the device's lock.
 pub(super) fn is_quick(data: &seccomp_data, open: &OpenFile) -> bool {
     match (c_long::from(data.nr), &open.object) {
-        (libc::SYS_pread64 | libc::SYS_pwrite64, Object::Device(_) | Object::Cdev(_)) => data.args[2] <= 8,
+        (libc::SYS_pread64 | libc::SYS_pwrite64, Object::Device(_) | Object::Cdev(_)) => {
+            data.args[2] <= MAX_REGISTER as u64
+        }
         (libc::SYS_ioctl, _) => is_quick_request(data.args[1] as u32),
         _ => false,
     }
@@ -205,31 +210,32 @@ enum Buffers {
 use Buffers::{One, Several};
 
 impl Buffers {
-    /// Returns them as the program gives them. EINVAL for too many, EFAULT for a list that cannot be read.
-    fn parts(self, caller: &TaskCaller<'_>) -> Result<Vec<Part>, Errno> {
-        match self {
-            One(address, length) => Ok(vec![Part { address, length }]),
-            Several(_, count) if count > MAX_PARTS => Err(Errno::EINVAL),
-            Several(address, count) => {
-                let mut parts = vec![Part::new_zeroed(); count as usize];
-                caller.task.read(address, parts.as_mut_bytes())?;
-                Ok(parts)
-            }
-        }
-    }
-
-    /// Passes each part to `transfer`, up to the first that is not transferred whole, and returns the bytes.
+    /// Passes each part to `transfer`, up to the first that is not transferred whole, and returns the bytes. EINVAL for too
+    /// many parts, EFAULT for a list that cannot be read.
     fn each(
         self,
         caller: &TaskCaller<'_>,
         mut transfer: impl FnMut(u64, usize, u64) -> Result<usize, Errno>,
     ) -> Result<i64, Errno> {
+        let (one, several);
+        let parts: &[Part] = match self {
+            One(address, length) => {
+                one = [Part { address, length }];
+                &one
+            }
+            Several(_, count) if count > MAX_PARTS => return Err(Errno::EINVAL),
+            Several(address, count) => {
+                let mut parts = vec![Part::new_zeroed(); count as usize];
+                caller.task.read(address, parts.as_mut_bytes())?;
+                several = parts;
+                &several
+            }
+        };
         let mut done = 0u64;
-        let parts = self.parts(caller)?;
         if let Some(recording) = caller.recording {
             recording.asks(parts.iter().fold(0, |sum, part| sum.saturating_add(part.length)));
         }
-        for Part { address, length } in parts {
+        for Part { address, length } in parts.iter().copied() {
             let asked = usize::try_from(length).map_or(MAX_ACCESS, |length| length.min(MAX_ACCESS));
             match transfer(address, asked, done) {
                 Ok(count) => {
@@ -275,10 +281,11 @@ fn read_region(
     length: usize,
     caller: &TaskCaller<'_>,
 ) -> Result<usize, Errno> {
-    let mut data = vec![0; bytes_in(device, index, at, length)?];
-    let count = device.read_region(index, at, &mut data)?;
-    caller.give(address, &data[..count])?;
-    Ok(count)
+    with_buffer(bytes_in(device, index, at, length)?, |data| {
+        let count = device.read_region(index, at, data)?;
+        caller.give(address, &data[..count])?;
+        Ok(count)
+    })
 }
 
 fn write_region(
@@ -289,9 +296,22 @@ fn write_region(
     length: usize,
     caller: &TaskCaller<'_>,
 ) -> Result<usize, Errno> {
-    let mut data = vec![0; bytes_in(device, index, at, length)?];
-    caller.take(address, &mut data)?;
-    device.write_region(index, at, &data)
+    with_buffer(bytes_in(device, index, at, length)?, |data| {
+        caller.take(address, data)?;
+        device.write_region(index, at, data)
+    })
+}
+
+/// Calls `access` with a zeroed buffer, which is not allocated for an access to a register.
+fn with_buffer(
+    length: usize,
+    access: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut register = [0; MAX_REGISTER];
+    match register.get_mut(..length) {
+        Some(register) => access(register),
+        None => access(&mut vec![0; length]),
+    }
 }
 
 /// Returns the bytes of an access that lie in a region. EINVAL past its end and for a missing region.

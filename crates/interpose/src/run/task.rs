@@ -122,20 +122,23 @@ impl<'a> Task<'a> {
         PathBuf::from(format!("/proc/{}/{}", self.pid, name.as_ref()))
     }
 
+    fn fd_path(&self, fd: i32) -> String {
+        format!("/proc/{}/fd/{fd}", self.pid)
+    }
+
     /// Returns the status of the file behind a descriptor. EBADF if it is not open.
     pub(super) fn stat(&self, fd: i32) -> Result<Stat, Errno> {
         if fd < 0 {
             return Err(Errno::EBADF);
         }
-        let stat = statat(CWD, self.proc_path(format!("fd/{fd}")), AtFlags::empty());
+        let stat = statat(CWD, self.fd_path(fd), AtFlags::empty());
         let stat = stat.map_err(|_| Errno::EBADF)?;
         if self.is_waiting() { Ok(stat) } else { Err(Errno::EBADF) }
     }
 
     /// Returns the path of the file behind a descriptor, as far as it has one.
     pub(super) fn link(&self, fd: i32) -> Result<Vec<u8>, Errno> {
-        let path =
-            readlinkat(CWD, self.proc_path(format!("fd/{fd}")), Vec::new()).map_err(|_| Errno::EBADF)?;
+        let path = readlinkat(CWD, self.fd_path(fd), Vec::new()).map_err(|_| Errno::EBADF)?;
         Ok(path.into_bytes())
     }
 

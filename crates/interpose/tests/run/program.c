@@ -284,6 +284,28 @@ static void children(void)
 	check_config(open_device(&group, &container));
 }
 
+static void *ask_container(void *container)
+{
+	CHECK(ioctl(*(int *)container, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
+	return NULL;
+}
+
+/* Several threads make the first request on a descriptor at a time. */
+static void firsts(void)
+{
+	pthread_t thread[4];
+
+	for (int turn = 0; turn < 50; turn++) {
+		int container = open_container();
+
+		for (int i = 0; i < 4; i++)
+			CHECK(pthread_create(&thread[i], NULL, ask_container, &container) == 0);
+		for (int i = 0; i < 4; i++)
+			CHECK(pthread_join(thread[i], NULL) == 0);
+		CHECK(close(container) == 0);
+	}
+}
+
 /* A child has the open files of its parent, and its end closes none of them. */
 static void forks(void)
 {
@@ -648,6 +670,7 @@ int main(int count, char **arguments)
 		     { "leaves", leaves },     { "held", held },	     { "abandons", abandons },
 		     { "crowd", crowd },	     { "children", children },
 		     { "showered", showered },
+		     { "firsts", firsts },
 		     { "outlives", outlives } };
 	size_t known = sizeof acts / sizeof *acts, act;
 
