@@ -48,10 +48,10 @@ pci_machine=(-device intel-iommu,intremap=on
 # Those that vfio-pci is given.
 pci_devices=(0000:00:05.0 0000:00:06.0 0000:01:00.0 0000:01:00.1 0000:02:00.0)
 
-# vfio_user_machine MACHINE: sets `arguments` to the memory of a PC with vfio-user devices, the devices, slots for
-# more, and the way to plug those in.
-vfio_user_machine() {
-	local machine=$1 number=0 socket
+# outside_machine MACHINE: sets `arguments` to the memory of a PC with devices from outside, the devices, slots for more,
+# and the way to plug those in.
+outside_machine() {
+	local machine=$1 number=0 device
 	if [ -n "$descriptors" ]; then
 		arguments+=(-object "memory-backend-memfd,id=memory,size=${memory}M,share=on")
 	else
@@ -60,11 +60,9 @@ vfio_user_machine() {
 	arguments+=(-machine memory-backend=memory)
 	# An IOMMU has to tell QEMU what it maps for these devices.
 	[ -z "$pci" ] || arguments+=(-global intel-iommu.caching-mode=on)
-	for socket in "${sockets[@]}"; do
-		# A name of its own in the scratch folder, which is short enough for a socket.
-		ln -sfn "$(realpath "$socket")" "$work/$machine/device$number"
-		arguments+=(-device "{'driver':'vfio-user-pci','id':'device$number','bus':'pcie.0','addr':'1$number',
-			'socket':{'type':'unix','path':'$machine/device$number'}}")
+	[ -z "$iommufd" ] || arguments+=(-object iommufd,id=iommufd0)
+	for device in "${outside[@]}"; do
+		outside_device "$machine" "$number" "${device%% *}" "${device#* }"
 		number=$((number + 1))
 	done
 	for number in 1 2; do
@@ -74,14 +72,28 @@ vfio_user_machine() {
 		owned_folders+=("$qmp")
 		arguments+=(-qmp "unix:$(realpath "$qmp"),server=on,wait=off")
 	fi
+	[ -z "$incoming" ] || arguments+=(-incoming defer)
+}
+
+# outside_device MACHINE NUMBER KIND VALUE: adds it to `arguments`.
+outside_device() {
+	local machine=$1 number=$2
+	case $3 in
+	vfio-user)
+		# A name of its own in the scratch folder, which is short enough for a socket.
+		ln -sfn "$(realpath "$4")" "$work/$machine/device$number"
+		arguments+=(-device "{'driver':'vfio-user-pci','id':'device$number','bus':'pcie.0','addr':'1$number',
+			'socket':{'type':'unix','path':'$machine/device$number'}}") ;;
+	vfio-pci) arguments+=(-device "vfio-pci,id=device$number,bus=pcie.0,addr=1$number,${iommufd:+iommufd=iommufd0,}host=$4") ;;
+	esac
 }
 
 # start MACHINE [QEMU_OPTION..]
 start() {
 	local machine=$1 folder=$work/$1 port number=0 arguments pc=''
 	shift
-	[ -z "$pci" ] && [ ${#sockets[@]} = 0 ] || pc=yes
-	arguments=(-accel "tcg,thread=multi" -cpu max -smp 1 -m "$memory"
+	[ -z "$pci" ] && [ ${#outside[@]} = 0 ] || pc=yes
+	arguments=(-accel "tcg,thread=multi" -cpu "$cpu" -smp 1 -m "$memory"
 		-nodefaults -no-user-config -display none -no-reboot
 		-kernel "$cache/$kernel/vmlinux" -initrd "$folder/initramfs" -append "$(command_line)"
 		-chardev "file,id=console,path=$machine/console" -serial chardev:console)
@@ -89,7 +101,7 @@ start() {
 	if [ -n "$pc" ]; then
 		arguments+=(-machine q35 -device virtio-serial-pci,bus=pcie.0,addr=2,ioeventfd=off)
 		[ -z "$pci" ] || arguments+=("${pci_machine[@]}")
-		[ ${#sockets[@]} = 0 ] || vfio_user_machine "$machine"
+		[ ${#outside[@]} = 0 ] || outside_machine "$machine"
 	else
 		# The kernel takes a microvm to have no PIC and does not set it up, so an interrupt from there
 		# kills it.
@@ -226,10 +238,13 @@ hand_back() {
 require_kernel() {
 	require_tools run
 	is_ready "$kernel" || fail 3 "the $kernel kernel is not built; run: lab/run build $kernel"
-	qemu_command=(qemu-system-x86_64)
-	if [ ${#sockets[@]} != 0 ]; then
-		is_ready guest || fail 3 "QEMU for vfio-user devices is not built; run: lab/run build guest"
+	qemu_command=(qemu-system-x86_64) cpu=max
+	if [ ${#outside[@]} != 0 ] && [ "$chosen_qemu" = guest ]; then
+		is_ready guest || fail 3 "QEMU for devices from outside is not built; run: lab/run build guest"
 		set_qemu_command "$cache/guest"
+	elif [ ${#outside[@]} != 0 ]; then
+		# In a PC of QEMU 7.2 a processor with all that TCG knows makes most boots end in a panic.
+		cpu=qemu64,-cx16
 	fi
 	make_work_folder
 }
@@ -240,7 +255,8 @@ run_one() {
 	mkdir "$work/machine"
 	make_initramfs machine "exec$(quoted "./${program[0]##*/}" "${program[@]:1}")"
 	start_machine() { start machine; }
-	boot machine
+	# What waits for a migration reaches its program somewhere else.
+	if [ -n "$incoming" ]; then start machine; else boot machine; fi
 	follow_output machine
 	finish machine
 	hand_back machine

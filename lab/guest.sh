@@ -35,7 +35,7 @@ make_initramfs() {
 	cp "$lab/init" "$tree/init"
 	chmod 755 "$tree/init"
 	printf '%s\n' "$line" > "$tree/lab/line"
-	for ((number = 0; number < ${#sockets[@]}; number++)); do
+	for ((number = 0; number < ${#outside[@]}; number++)); do
 		served+=("0000:00:1$number.0")
 	done
 	printf '%s\n' "mttys='${mtty//,/ }'" "displays=$displays" "modules='${modules[*]##*/}'" \

@@ -1,4 +1,4 @@
-# The QEMU whose guests have vfio-user devices: the newest that Debian has, for the system's may be too old. It is not
+# The QEMU whose guests have devices from outside: the newest that Debian has, for the system's may be too old. It is not
 # installed but unpacked, and run by the loader and the libraries of its own Debian. So its processes share sockets and
 # memory with the servers on the host.
 # shellcheck shell=bash disable=SC2154,SC2034
