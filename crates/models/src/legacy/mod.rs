@@ -31,8 +31,8 @@ mod record;
 use std::borrow::Cow;
 
 use whimbrel_device::{
-    ArcError, Bus, Compatibility, Context, Driver, Errno, Info, Irq, LowPower, Migration, MigrationFlags,
-    Next, Region, State,
+    ArcError, AsyncDma, Bus, Compatibility, Context, Driver, Errno, Info, Irq, LowPower, Migration,
+    MigrationFlags, Next, Region, State,
 };
 use whimbrel_protocol::region::{Backend, Layout, Vendor, Version};
 use whimbrel_protocol::session::{Effect, effect};
@@ -219,9 +219,22 @@ impl Driver for Legacy {
         self.engine.low_power()
     }
 
+    fn close_device(&mut self, context: &Context) {
+        let context = self.behind(context);
+        self.engine.close_device(&context);
+    }
+
     fn advance(&mut self, context: &Context) -> Next {
         let context = self.behind(context);
-        if context.state().is_running() { self.engine.advance(&context) } else { Next::Idle }
+        if !context.state().is_running() {
+            return Next::Idle;
+        }
+        let next = self.engine.advance(&context);
+        // Requests wait for it meanwhile: a write to the region may stop the engine.
+        let Some(mut access) = self.engine.next_access(&context) else { return next };
+        let result = context.bus().dma().make(&mut access);
+        self.engine.access_done(&context, access, result);
+        Next::Now
     }
 }
 

@@ -1,14 +1,19 @@
 //! Models that migrate through a region, moved by the user half of the same rules.
 
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion};
-use whimbrel_device::{DeviceFile, Driver, Errno};
+use whimbrel_device::{DeviceFile, Driver, Errno, RemoteMemory};
+use whimbrel_models::accel::{Descriptor, STATUS_DONE};
 use whimbrel_models::legacy::{HEAD_BYTES, MIGRATION_REGION_INDEX};
 use whimbrel_models::{Accel, Legacy, LegacyConfig, Model, Protocol, Serial};
 use whimbrel_protocol::region::{Outcome, Phase, RegionAccess, User, UserError, Version, View, Way, drive};
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use crate::accel::guest::{BASE, DATA, Guest, MEMORY, Memory};
 
 /// Reaches a region by raw reads and writes, and the mapped parts by mappings.
 struct Raw<'a>(&'a DeviceFile);
@@ -207,6 +212,36 @@ fn the_bytes_of_a_model_are_the_same_whatever_its_protocol() {
     let mut v1 = Seat::worked("accel?state=300K&rate=10M&protocol=v1");
     let mut draft = Seat::worked("accel?state=300K&rate=10M&protocol=draft");
     assert!(v1.save_stopped().concat() == draft.save_stopped().concat());
+}
+
+/// Guest memory that an engine has to ask for.
+#[derive(Debug)]
+struct Remote(Memory);
+
+impl RemoteMemory for Remote {
+    fn read(&self, iova: u64, data: &mut [u8], _: Instant) -> Result<(), Errno> {
+        data.copy_from_slice(&self.0.read(iova, data.len() as u64));
+        Ok(())
+    }
+
+    fn write(&self, iova: u64, data: &[u8], _: Instant) -> Result<(), Errno> {
+        self.0.write(iova, data);
+        Ok(())
+    }
+}
+
+#[test]
+fn an_engine_with_a_region_does_jobs_in_memory_that_it_has_to_ask_for() {
+    for model in ["legacy?state=4K", "accel?state=4K&protocol=v1", "accel?state=4K&protocol=draft"] {
+        let (memory, device) = (Memory::new(), without_worker(model));
+        let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
+        device.bus().dma().map_remote(BASE, MEMORY, rights, Arc::new(Remote(memory.clone()))).unwrap();
+        memory.write(DATA, &[0x5a; 5000]);
+        let mut guest = Guest::start(&memory, device, 8);
+        let completion = guest.execute(&Descriptor::copy(1, DATA, DATA + 8192, 5000));
+        assert_eq!(completion.status, STATUS_DONE, "{model}");
+        assert_eq!(memory.read(DATA + 8192, 5000), [0x5a; 5000], "{model}");
+    }
 }
 
 #[test]

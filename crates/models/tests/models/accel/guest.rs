@@ -22,7 +22,7 @@ pub(crate) const DATA: u64 = BASE + 0x10000;
 pub(crate) const MEMORY: u64 = 8 << 20;
 
 /// Guest memory, which several devices may reach.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Memory(Arc<File>);
 
 impl Memory {

@@ -1,7 +1,7 @@
 //! The engine as a guest and as a user of the device see it.
 
 mod driver;
-mod guest;
+pub(crate) mod guest;
 mod logging;
 mod migration;
 mod queue;
