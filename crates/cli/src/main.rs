@@ -20,6 +20,7 @@ mod progress;
 mod receive;
 mod remedy;
 mod reset;
+mod reset_rule;
 mod resolve;
 mod restore;
 mod run;

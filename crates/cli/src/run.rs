@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
 use whimbrel_device::wrap::fault::Faults;
-use whimbrel_device::{Errno, MigrationFlags};
+use whimbrel_device::{Errno, MigrationFlags, ResetRule};
 use whimbrel_engine::channel::Interrupt;
 use whimbrel_interpose::run::{Address, Child, Command, RunError, Stopper};
 use whimbrel_interpose::trace::Options;
@@ -23,6 +23,7 @@ use whimbrel_models::Model;
 use crate::failure::Failure;
 use crate::fault::{self, DeviceFaults};
 use crate::output::{Output, note};
+use crate::reset_rule;
 use crate::signals::is_ignored;
 use crate::target::parse_model;
 use crate::trace::printing::{Printer, Printing};
@@ -54,6 +55,12 @@ pub(crate) struct Arguments {
     trace: bool,
     #[command(flatten)]
     printing: Printing,
+    /// Effect of the program's reset of a device (VFIO_DEVICE_RESET) on a migration under way [default: ends-migration]
+    ///
+    /// In the kernel it ends the migration, so that a VMM whose guest resets a device in pre-copy has to try again. With
+    /// keeps-precopy, a device in PRE_COPY or PRE_COPY_P2P is reset and keeps its state and session.
+    #[arg(long, value_name = "RULE", value_parser = reset_rule::parse)]
+    reset_rule: Option<ResetRule>,
     /// The program and its arguments
     #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     program: Vec<OsString>,
@@ -160,6 +167,14 @@ fn start(
             .open_with_faults(address.to_string(), faults.clone())
             .map_err(|error| (Failure::new(format!("'{model}' cannot be opened: {error}")), 125))?;
         opened.push((address, faults, device.migration_flags()));
+        let rule = arguments.reset_rule.unwrap_or_default();
+        device.set_reset_rule(rule).map_err(|errno| {
+            let why = format!(
+                "'{model}' cannot have this --reset-rule, with which a reset {}: {errno}",
+                rule.text()
+            );
+            (Failure::new(why), 125)
+        })?;
         command.device(device).map_err(|error| failed(&error))?;
     }
     check_faults(&arguments.fault, &opened).map_err(|failure| (failure, 125))?;

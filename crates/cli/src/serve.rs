@@ -17,6 +17,7 @@ use whimbrel_vfio_user::{Backend, BackendOptions, Listener, Server, Stopper, Tak
 use crate::failure::Failure;
 use crate::fault;
 use crate::output::{self, Output};
+use crate::reset_rule;
 use crate::size;
 use crate::target::parse_model;
 use crate::unreachable_fault;
@@ -78,7 +79,7 @@ pub(crate) struct Arguments {
     /// A guest may reset its device at any time. As in the kernel, that ends the migration: its VMM has to try again.
     /// With keeps-precopy, a device in PRE_COPY or PRE_COPY_P2P is reset and keeps its state and session, and its VMM's
     /// migration goes on. Programs that know our extensions to vfio-user are told which one it is (`whimbrel probe`).
-    #[arg(long, value_name = "RULE", value_parser = parse_reset_rule)]
+    #[arg(long, value_name = "RULE", value_parser = reset_rule::parse)]
     reset_rule: Option<ResetRule>,
     // The same list as of `run`.
     #[arg(long, value_name = "FAULT", help = fault::HELP, long_help = fault::long_help())]
@@ -219,13 +220,6 @@ fn options(arguments: &Arguments) -> BackendOptions {
         .foreign_memory(arguments.foreign_memory)
         .max_client_memory(arguments.client_memory.unwrap_or(u64::MAX))
         .reset_rule(arguments.reset_rule.unwrap_or_default())
-}
-
-/// Options have dashes where the names on the wire have underscores.
-fn parse_reset_rule(text: &str) -> Result<ResetRule, String> {
-    ResetRule::from_name(&text.replace('-', "_"))
-        .filter(|_| !text.contains('_'))
-        .ok_or_else(|| "expected ends-migration or keeps-precopy".into())
 }
 
 fn open_door(arguments: &Arguments) -> Result<Door, Failure> {

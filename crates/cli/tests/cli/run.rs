@@ -102,6 +102,19 @@ fn devices_without_an_address_leave_those_that_are_given_to_others() {
 }
 
 #[test]
+fn a_device_that_cannot_keep_pre_copy_over_a_reset_is_refused() {
+    if can_run("a rule for resets") {
+        let with = |model| {
+            finish(command(["run", "--device", model, "--reset-rule", "keeps-precopy", "--", "true"]))
+        };
+        assert_eq!(with("accel").status, 0);
+        let refused = with("legacy");
+        assert_eq!(refused.status, 125);
+        refused.says(&["cannot have this --reset-rule, with which a reset keeps pre-copy: ENOTTY"]);
+    }
+}
+
+#[test]
 fn wrong_usage_is_told_apart() {
     finish(run("serial,name=first", &["true"])).misused().says(&["expected the address of a PCI function"]);
     finish(run("parallel", &["true"])).misused().says(&["unknown model 'parallel'"]);
