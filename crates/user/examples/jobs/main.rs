@@ -121,7 +121,7 @@ fn run(hardware: Box<dyn Hardware>, jobs: u64) -> Fallible<u64> {
                 "no interrupt within {} s after job {done} of {given}: the engine counts {} jobs and {errors} errors, \
                  interrupt status {status:#x}",
                 PATIENCE.as_secs(),
-                completed - earlier
+                completed.wrapping_sub(earlier)
             );
             return Err(tell.into());
         }
@@ -137,7 +137,8 @@ fn run(hardware: Box<dyn Hardware>, jobs: u64) -> Fallible<u64> {
         }
     }
     let (completed, errors) = (driver.read_u64(REGISTER_COMPLETED)?, driver.read_u64(REGISTER_ERRORS)?);
-    if (completed - earlier, errors) != (jobs, 0) {
+    // A device that has lost its state counts fewer than before.
+    if (completed.wrapping_sub(earlier), errors) != (jobs, 0) {
         return Err(format!("the engine counts {completed} jobs after {earlier}, and {errors} errors").into());
     }
     driver.enable_interrupts(0)?;
