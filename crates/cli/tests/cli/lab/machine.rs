@@ -138,9 +138,13 @@ pub(crate) fn module(folder: &Path, name: &str, source: &str) -> PathBuf {
 
 /// A command of the lab.
 pub(crate) fn lab(command: &str) -> Command {
-    let mut run = Command::new(root().join("lab/run"));
+    let mut run = Command::new(lab_program());
     run.arg(command);
     run
+}
+
+pub(crate) fn lab_program() -> PathBuf {
+    root().join("lab/run")
 }
 
 /// Whether the lab has this. That it has not is said aloud, and is a failure where everything is required.

@@ -1,19 +1,23 @@
-//! Served devices in a guest that others wrote: Linux and its stock drivers, in QEMU with its vfio-user-pci
+//! Our devices in a guest that others wrote: Linux and its stock drivers, in QEMU with its vfio-user-pci or its vfio-pci
 //! (`lab/run build guest`).
 
 mod lifetimes;
+mod run;
 mod running;
 mod takeovers;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::machine::{executable, is_ready, jobs, lab, succeeded};
-use crate::support::{Served, can_be_confined};
+use super::machine::{executable, is_ready, jobs, lab, lab_program, succeeded};
+use crate::support::{Served, argument, can_be_confined, command};
 
-/// A PC with vfio-user devices.
+/// A PC with devices from outside.
 struct Guest {
     options: Vec<String>,
+    /// Options of `whimbrel run`, under which QEMU runs then.
+    run: Vec<String>,
+    models: usize,
     folder: tempfile::TempDir,
 }
 
@@ -21,7 +25,8 @@ impl Guest {
     /// A guest without devices; `None` where QEMU has not been built.
     fn new() -> Option<Guest> {
         let folder = tempfile::tempdir().unwrap();
-        is_ready("guest").then(|| Guest { options: vec!["--mtty".into(), String::new()], folder })
+        let options = vec!["--mtty".into(), String::new()];
+        is_ready("guest").then(|| Guest { options, run: Vec::new(), models: 0, folder })
     }
 
     /// A path of its own for a socket.
@@ -40,6 +45,20 @@ impl Guest {
         self.with(&["--vfio-user", socket.to_str().unwrap()])
     }
 
+    /// Plugs in a model of `whimbrel run`, with these properties of QEMU's vfio-pci.
+    fn give(mut self, model: &str, properties: &str) -> Guest {
+        self.run.extend(["--device", model].map(String::from));
+        let address = format!("0100:00:{:02x}.0{properties}", self.models);
+        self.models += 1;
+        self.with(&["--vfio-pci", &address])
+    }
+
+    /// Another option of `whimbrel run`.
+    fn with_run(mut self, options: &[&str]) -> Guest {
+        self.run.extend(options.iter().copied().map(String::from));
+        self
+    }
+
     /// Gives the guest the program `jobs`.
     fn with_jobs(self) -> Guest {
         self.with(&["--file", jobs().to_str().unwrap()])
@@ -49,8 +68,14 @@ impl Guest {
     fn command(&self, lines: &str) -> Command {
         let script = self.folder.path().join("script");
         executable(&script, lines);
-        let mut run = lab("exec");
-        run.args(&self.options).args(["--timeout", "200", "--"]).arg(script);
+        let mut run = if self.run.is_empty() {
+            lab("exec")
+        } else {
+            let mut run = command(["run"]);
+            run.args(&self.run).args(["--", &argument(&lab_program()), "exec"]);
+            run
+        };
+        run.args(&self.options).args(["--timeout", "600", "--"]).arg(script);
         run
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -11,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::Guest;
 
-/// The longest that a guest under TCG takes for anything here.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// The longest that a guest under TCG takes for anything here, on a busy host.
+const PATIENCE: Duration = Duration::from_mins(4);
 
 pub(super) struct Running {
     run: Child,
@@ -79,17 +80,36 @@ impl Running {
     /// Has QEMU carry out a command, and returns its answer.
     #[track_caller]
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+        let answer = self.answer(command, arguments);
+        answer.unwrap_or_else(|why| panic!("{command} {arguments}: {why}"))
+    }
+
+    /// Has QEMU refuse a command, and returns its reason.
+    #[track_caller]
+    pub(super) fn refusal(&mut self, command: &str, arguments: &Value) -> String {
+        let answer = self.answer(command, arguments);
+        answer.expect_err("it should be refused")
+    }
+
+    #[track_caller]
+    fn answer(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
         let path = self.guest.socket("qmp");
+        let run = &mut self.run;
         let commands = self.commands.get_or_insert_with(|| {
-            let stream = UnixStream::connect(path).unwrap();
+            let stream = connect(&path, run);
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut commands =
                 Commands { answers: BufReader::new(stream.try_clone().unwrap()), stream, events: Vec::new() };
             assert!(commands.next()["QMP"].is_object());
-            commands.execute("qmp_capabilities", &json!({}));
+            commands.execute("qmp_capabilities", &json!({})).unwrap();
             commands
         });
         commands.execute(command, arguments)
+    }
+
+    /// A path of its own for a socket or a file.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.guest.socket(name)
     }
 
     /// Waits for an event of QEMU.
@@ -126,6 +146,21 @@ impl Running {
     }
 }
 
+/// Connects to the socket of a QEMU that may just be starting.
+fn connect(path: &Path, run: &mut Child) -> UnixStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(
+                Instant::now() < deadline && run.try_wait().unwrap().is_none(),
+                "QEMU takes no commands: {error}"
+            ),
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
 impl Commands {
     fn next(&mut self) -> Value {
         let mut line = String::new();
@@ -133,7 +168,7 @@ impl Commands {
         serde_json::from_str(&line).unwrap()
     }
 
-    fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+    fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
         let line = json!({ "execute": command, "arguments": arguments });
         self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
         loop {
@@ -142,8 +177,10 @@ impl Commands {
                 self.events.push(said);
                 continue;
             }
-            assert!(said.get("error").is_none(), "{line}: {said}");
-            return said["return"].take();
+            return match said.get("error") {
+                Some(error) => Err(error["desc"].to_string()),
+                None => Ok(said["return"].take()),
+            };
         }
     }
 }

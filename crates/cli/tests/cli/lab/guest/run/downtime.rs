@@ -1,0 +1,42 @@
+//! How long QEMU stops a guest to migrate it, as it says itself (`docs/performance.md` has the command).
+
+use super::work::{Work, ended, listen};
+use super::{Way, has_v1};
+
+const TRIALS: usize = 5;
+
+const BY_V2: [&str; 4] =
+    ["serial?ports=2", "accel?state=1MiB", "accel?state=64MiB", "accel?state=64MiB&rate=16MiB"];
+const BY_V1: [&str; 2] = ["legacy?state=64KiB", "legacy?state=1MiB"];
+
+#[test]
+#[ignore = "long"]
+fn a_guest_stops_for_a_while() {
+    for way in Way::ALL {
+        let models = match way {
+            Way::System if !has_v1() => continue,
+            Way::System => &BY_V1[..],
+            _ => &BY_V2,
+        };
+        for model in models {
+            for idle in [true, false] {
+                let work = Work::new(way, &[model]);
+                let work = if idle { work.idle() } else { work };
+                let mut downtimes = Vec::new();
+                for _ in 0..TRIALS {
+                    let Some((mut source, mut destination)) = work.pair() else { return };
+                    let uri = listen(&mut destination);
+                    source.execute("migrate", &uri);
+                    let told = ended(&mut source);
+                    assert_eq!(told["status"], "completed", "{way:?} {model}: {told}");
+                    downtimes.push(told["downtime"].as_u64().unwrap());
+                    source.stop();
+                    work.goes_on(&mut destination);
+                }
+                downtimes.sort_unstable();
+                let state = if idle { "idle" } else { "at work" };
+                println!("{way:?} {model} {state}: {} ms, of {downtimes:?}", downtimes[TRIALS / 2]);
+            }
+        }
+    }
+}

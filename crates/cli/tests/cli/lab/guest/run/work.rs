@@ -1,0 +1,146 @@
+//! The work of a guest whose QEMU runs under `whimbrel run`, and the migration of that QEMU.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::super::running::Running;
+use super::super::{ECHO, UIO};
+use super::Way;
+
+/// The longest that a migration may take.
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// Those of an engine in each round: a guest does them in a few seconds.
+const JOBS: u32 = 300;
+
+/// QEMU 7.2 migrates VFIO devices only if told to. During pre-copy it must not ask the container for dirty pages: with an
+/// IOMMU all are, each time, so that it would never end.
+const BY_V1: &str = ",x-enable-migration=on,x-pre-copy-dirty-page-tracking=off";
+
+/// The work of a guest, whose devices are these models.
+pub(super) struct Work {
+    pub(super) way: Way,
+    models: Vec<&'static str>,
+    idle: bool,
+    options: Vec<&'static str>,
+    run: Vec<&'static str>,
+}
+
+impl Work {
+    pub(super) fn new(way: Way, models: &[&'static str]) -> Work {
+        Work { way, models: models.to_vec(), idle: false, options: Vec::new(), run: Vec::new() }
+    }
+
+    /// The devices have their drivers, and nothing to do.
+    pub(super) fn idle(self) -> Work {
+        Work { idle: true, ..self }
+    }
+
+    /// Options of `lab/run exec`.
+    pub(super) fn options(self, options: &[&'static str]) -> Work {
+        Work { options: options.to_vec(), ..self }
+    }
+
+    /// Options of `whimbrel run`.
+    pub(super) fn run(self, options: &[&'static str]) -> Work {
+        Work { run: options.to_vec(), ..self }
+    }
+
+    /// A guest with these devices, with more options of `lab/run exec` and `whimbrel run`. `None` where there can be none.
+    pub(super) fn start(&self, options: &[&str], run: &[&str]) -> Option<Running> {
+        let mut guest = self.way.guest()?.with_jobs().with(&self.options).with(options);
+        guest = guest.with_run(&self.run).with_run(run);
+        let properties = if matches!(self.way, Way::System) { BY_V1 } else { "" };
+        for model in &self.models {
+            guest = guest.give(model, properties);
+        }
+        Some(Running::start(guest, &self.lines()))
+    }
+
+    /// Starts a guest, which works once this returns, and a machine to which it can be migrated.
+    pub(super) fn pair(&self) -> Option<(Running, Running)> {
+        let mut source = self.start(&[], &[])?;
+        let destination = self.start(&["--incoming"], &[])?;
+        source.wait_for("working");
+        Some((source, destination))
+    }
+
+    /// The script works with each device in rounds, until one of them goes wrong.
+    fn lines(&self) -> String {
+        let mut lines = format!("{ECHO} {UIO} echo booted\n");
+        for (number, model) in self.models.iter().enumerate() {
+            let device = address(number);
+            let round = if model.starts_with("serial") {
+                format!("(set -e; echo_all {device} 2048)")
+            } else {
+                let _ = writeln!(lines, "uio {device}");
+                format!("./jobs uio {device} intx {JOBS}")
+            };
+            let round = if self.idle { "sleep 1".into() } else { round };
+            // Each engine has a page of its own.
+            let _ = writeln!(lines, "echo {} > /proc/sys/vm/nr_hugepages", self.models.len());
+            let _ = writeln!(lines, "(while {round}; do echo round {device}; done; kill $$) &");
+        }
+        lines.push_str("sleep 1; echo working; wait; exit 9");
+        lines
+    }
+
+    /// Waits until a guest has finished the round that it is in, and one more, with each device.
+    #[track_caller]
+    pub(super) fn goes_on(&self, machine: &mut Running) {
+        for number in 0..self.models.len() {
+            machine.waits_for_more(&format!("round {}", address(number)));
+        }
+    }
+
+    /// Begins a migration that stays in pre-copy, and waits until it is in there.
+    #[track_caller]
+    pub(super) fn begin_slowly(&self, source: &mut Running, uri: &Value) {
+        source.execute("migrate-set-parameters", &json!({ "max-bandwidth": 1 << 20 }));
+        source.execute("migrate", uri);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let told = source.execute("query-migrate", &json!({}));
+            // The devices are in pre-copy before the first byte of memory is sent.
+            if told["ram"]["transferred"].as_u64().is_some_and(|bytes| bytes > 0) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{:?}: the migration does not begin: {told}", self.way);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Lets a migration be as fast as it can.
+    #[track_caller]
+    pub(super) fn hurry(source: &mut Running) {
+        source.execute("migrate-set-parameters", &json!({ "max-bandwidth": 1_u64 << 30 }));
+    }
+}
+
+/// The address of a device in the guest.
+fn address(number: usize) -> String {
+    format!("0000:00:1{number}.0")
+}
+
+/// Has QEMU begin to receive a migration, and returns from where.
+pub(super) fn listen(destination: &mut Running) -> Value {
+    let uri = json!({ "uri": format!("unix:{}", destination.path("migration").display()) });
+    destination.execute("migrate-incoming", &uri);
+    uri
+}
+
+/// Waits until a migration is no longer under way, and returns what QEMU says of it.
+#[track_caller]
+pub(super) fn ended(machine: &mut Running) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let told = machine.execute("query-migrate", &json!({}));
+        if matches!(told["status"].as_str(), Some("completed" | "failed" | "cancelled")) {
+            return told;
+        }
+        assert!(Instant::now() < deadline, "the migration does not end: {told}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
