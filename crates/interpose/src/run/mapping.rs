@@ -10,11 +10,11 @@ use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::param::page_size;
 use whimbrel_device::{DeviceFile, Errno, FileOffset, MmapArea};
 
+use super::answer::Answer;
 use super::caller::TaskCaller;
 use super::files::{Found, Object, OpenFile};
 use super::filter::REGIONS;
 use super::memory;
-use super::requests::Answer;
 
 /// Bytes of a program's addresses, with four levels of page tables.
 const ADDRESS_SPACE: u64 = 1 << 47;

@@ -122,6 +122,7 @@
 //! be served.
 
 mod access;
+mod answer;
 mod caller;
 mod checks;
 mod child;

@@ -8,10 +8,10 @@ use std::time::Instant;
 use libc::{c_int, c_long, seccomp_data};
 use whimbrel_device::split_offset;
 
+use super::answer::Answer;
 use super::copies::Copies;
 use super::files::OpenFile;
 use super::filter::REGIONS;
-use super::requests::Answer;
 use super::task::Task;
 use super::traced::{Trace, TracedFile, User};
 use crate::trace::calls::{self, Kind};

@@ -10,6 +10,7 @@ use whimbrel_uapi::ioctl::{
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use super::answer::Answer;
 use super::caller::TaskCaller;
 use super::files::{Found, Object, OpenFile};
 use super::filter::{KVM_SET_DEVICE_ATTR, REGIONS};
@@ -26,15 +27,6 @@ static TOLD_OF_RING: Once = Once::new();
 
 /// Parts of a call with several buffers (`UIO_MAXIOV`).
 const MAX_PARTS: u64 = 1024;
-
-/// The answer to a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    Value(i64),
-    Error(Errno),
-    /// The kernel executes the call.
-    Continue,
-}
 
 /// `struct iovec` of the program.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -57,15 +49,6 @@ struct KvmDeviceAttr {
 const KVM_DEV_VFIO_FILE: u32 = 1;
 const KVM_DEV_VFIO_FILE_ADD: u64 = 1;
 const KVM_DEV_VFIO_FILE_DEL: u64 = 2;
-
-impl From<Result<i64, Errno>> for Answer {
-    fn from(result: Result<i64, Errno>) -> Answer {
-        match result {
-            Ok(value) => Answer::Value(value),
-            Err(errno) => Answer::Error(errno),
-        }
-    }
-}
 
 /// Returns whether the first argument of a call is the descriptor that it is about.
 pub(super) fn is_about_first_argument(data: &seccomp_data) -> bool {

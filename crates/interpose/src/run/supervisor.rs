@@ -20,11 +20,12 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use whimbrel_device::Errno;
 
+use super::answer::Answer;
 use super::caller::TaskCaller;
 use super::events::Take;
 use super::files::{Files, OpenFile};
 use super::recording::Recording;
-use super::requests::{self, Answer};
+use super::requests;
 use super::system::{receive, send};
 use super::task::Task;
 use super::traced::Trace;
