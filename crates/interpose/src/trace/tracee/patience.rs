@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
 use std::time::Duration;
 
 use libc::pid_t;
+use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::param::page_size;
@@ -102,5 +103,52 @@ impl Reader {
 /// Reads memory as far as it can be read. It does not keep the program from changing its mappings meanwhile.
 fn read(process: pid_t, address: u64, bytes: &mut [u8]) -> usize {
     let remote = [RemoteIoVec { base: address as usize, len: bytes.len() }];
-    process_vm_readv(Pid::from_raw(process), &mut [IoSliceMut::new(bytes)], &remote).unwrap_or(0)
+    match process_vm_readv(Pid::from_raw(process), &mut [IoSliceMut::new(bytes)], &remote) {
+        Ok(count) => count,
+        // A kernel without CONFIG_CROSS_MEMORY_ATTACH.
+        Err(Errno::ENOSYS) => read_file(process, address, bytes),
+        Err(_) => 0,
+    }
+}
+
+/// Reads memory by its file. If that waits, the program's mappings cannot be changed meanwhile.
+fn read_file(process: pid_t, address: u64, bytes: &mut [u8]) -> usize {
+    let Ok(file) = File::open(format!("/proc/{process}/mem")) else { return 0 };
+    let mut done = 0;
+    while done < bytes.len() {
+        let Some(address) = address.checked_add(done as u64) else { break };
+        match file.read_at(&mut bytes[done..], address) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => done += count,
+        }
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_alike_by_the_call_and_by_the_file() {
+        let own = std::process::id().cast_signed();
+        let secret = [7_u8; 5000];
+        let address = std::ptr::from_ref(&secret) as u64;
+        for read in [read, read_file] {
+            let mut bytes = [0; 5000];
+            assert_eq!((read(own, address, &mut bytes), bytes), (5000, secret));
+            assert_eq!(read(own, 0, &mut bytes), 0);
+        }
+    }
+
+    #[test]
+    fn memory_that_is_there_is_present_and_an_empty_range_is_not() {
+        let mut reader = Reader::new(std::process::id().cast_signed());
+        let bytes = [1_u8; 100];
+        let address = std::ptr::from_ref(&bytes) as u64;
+        let mut copy = [0; 100];
+        assert_eq!((reader.read(address, &mut copy), copy), (100, bytes));
+        assert!(!reader.is_present(0, 1));
+        assert!(!reader.is_present(u64::MAX, 2));
+    }
 }
