@@ -66,8 +66,8 @@ pub(crate) struct Arguments {
     program: Vec<OsString>,
 }
 
-const JSON: &str =
-    "Print a failure of this command as one JSON object to stderr: {\"error\": .., \"hint\": ..}";
+const JSON: &str = "Print a failure of this command as one JSON object to stderr: {\"error\": .., \"hint\": ..}, and with --trace \
+each line of the trace as an object. Use -o with that, which keeps the objects apart from what the program prints";
 
 const AFTER_HELP: &str = "\
 The first device without an address gets 0100:00:00.0, the next one 0100:00:01.0, and so on, without those that are given \
@@ -81,10 +81,10 @@ process group: the program would get them twice.
 
 Examples:
   whimbrel run --device serial -- whimbrel probe 0100:00:00.0
-  whimbrel run --device serial,name=0200:03:00.0 -- qemu-system-x86_64 -device vfio-pci,host=0200:03:00.0
-  whimbrel run --device 'accel?state=1GiB' --device serial -- ./my-vfio-test
+  whimbrel run --device serial -- qemu-system-x86_64 -device vfio-pci,host=0100:00:00.0
+  whimbrel run --device 'accel?state=1GiB' --device serial,name=0200:03:00.0 -- ./my-vfio-test
   whimbrel run --device serial --trace -- whimbrel probe 0100:00:00.0
-  whimbrel run --device serial --fault 'arc RUNNING_P2P->STOP: EIO once' -- whimbrel save 0100:00:00.0 -o state";
+  whimbrel run --device serial --fault 'reset: EIO once' -- whimbrel reset 0100:00:00.0";
 
 /// A device on the command line.
 #[derive(Clone, Debug)]
@@ -115,16 +115,21 @@ fn parse_device(text: &str) -> Result<Device, String> {
 
 /// Runs the command. A program that has run decides the exit status.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
-    // A signal that ended this process alone would leave the program without its devices.
-    let signals = Interrupt::new().and_then(|interrupt| Ok((caught()?, interrupt)));
-    let (signals, interrupt) = match signals {
-        Ok(signals) => signals,
-        Err(error) => return fail(output, &Failure::from_io("cannot catch signals", &error), 125),
+    let uncaught = |error| fail(output, &Failure::from_io("cannot catch signals", &error), 125);
+    let interrupt = match Interrupt::new() {
+        Ok(interrupt) => interrupt,
+        Err(error) => return uncaught(error),
     };
     let printer = arguments.trace.then(|| Printer::open(&arguments.printing, output, &interrupt)).transpose();
     let printer = match printer {
         Ok(printer) => printer.map(|printer| Arc::new(Mutex::new(printer))),
         Err(failure) => return fail(output, &failure, 125),
+    };
+    // From here on a signal that ended this process alone would leave the program without its devices. Before, it ends the
+    // wait for somebody who reads the trace.
+    let signals = match caught() {
+        Ok(signals) => signals,
+        Err(error) => return uncaught(error),
     };
     let child = match start(arguments, output, printer.clone()) {
         Ok(child) => child,
