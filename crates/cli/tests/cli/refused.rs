@@ -179,7 +179,7 @@ fn run_names_what_the_system_forbids() {
             vec![tmpfs],
             libc::EACCES,
             "cannot lay the devices' files into /sys and /dev (tmpfs at /tmp): EACCES",
-            "a container may forbid mounts",
+            "allow mounts there",
         ),
         (
             "no seccomp",
