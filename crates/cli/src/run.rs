@@ -169,7 +169,7 @@ fn start(
         let address = address.map_or_else(|| command.free_address(), Ok).map_err(|error| failed(&error))?;
         let faults = faults_of(address, &arguments.fault);
         let device = model
-            .open_with_faults(address.to_string(), faults.clone())
+            .open_for_programs(address.to_string(), faults.clone())
             .map_err(|error| (Failure::new(format!("'{model}' cannot be opened: {error}")), 125))?;
         opened.push((address, faults, device.migration_flags()));
         let rule = arguments.reset_rule.unwrap_or_default();

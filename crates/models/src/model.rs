@@ -171,13 +171,33 @@ impl Model {
         name: impl Into<String>,
         faults: Faults,
     ) -> Result<WorkingDevice, OpenError> {
+        self.open_as(name, faults, false)
+    }
+
+    /// Opens a device of this kind for a program under `whimbrel run`, which can map its migration region. Do not serve it to
+    /// clients of a vfio-user server: see
+    /// [`RegionMemory::for_programs`](whimbrel_device::RegionMemory::for_programs).
+    pub fn open_for_programs(
+        &self,
+        name: impl Into<String>,
+        faults: Faults,
+    ) -> Result<WorkingDevice, OpenError> {
+        self.open_as(name, faults, true)
+    }
+
+    fn open_as(
+        &self,
+        name: impl Into<String>,
+        faults: Faults,
+        for_programs: bool,
+    ) -> Result<WorkingDevice, OpenError> {
         let device = DeviceFile::try_new(name, |bus| {
             Ok::<_, OpenError>(match self {
                 Model::Serial(config, protocol) => protocol
-                    .offer(Faulty::new(Serial::new(*config, bus), faults))
+                    .offer(Faulty::new(Serial::new(*config, bus), faults), for_programs)
                     .map_err(OpenError::Region)?,
                 Model::Accel(config, protocol) => protocol
-                    .offer(Faulty::new(Accel::new(*config, bus)?, faults))
+                    .offer(Faulty::new(Accel::new(*config, bus)?, faults), for_programs)
                     .map_err(OpenError::Region)?,
                 Model::Legacy(config) => Faulty::new(Legacy::new(*config, bus)?, faults).into(),
             })

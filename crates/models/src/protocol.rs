@@ -34,8 +34,13 @@ impl Protocol {
         }
     }
 
-    /// Returns the driver with this interface: unchanged for v2, else wrapped in a migration region.
-    pub(crate) fn offer(self, driver: impl Driver + 'static) -> Result<Box<dyn Driver>, Errno> {
+    /// Returns the driver with this interface: unchanged for v2, else wrapped in a migration region, which programs under
+    /// `whimbrel run` can map if it is for them.
+    pub(crate) fn offer(
+        self,
+        driver: impl Driver + 'static,
+        for_programs: bool,
+    ) -> Result<Box<dyn Driver>, Errno> {
         let layout = match self {
             Protocol::V2 => return Ok(driver.into()),
             Protocol::V1 => Layout::mapped(Version::V1, SECTION),
@@ -45,7 +50,12 @@ impl Protocol {
             }
         };
         let layout = layout.map_err(|_| Errno::EINVAL)?;
-        Ok(MigrationRegion::new(driver, layout)?.into())
+        let wrapped = if for_programs {
+            MigrationRegion::for_programs(driver, layout)
+        } else {
+            MigrationRegion::new(driver, layout)
+        };
+        Ok(wrapped?.into())
     }
 }
 

@@ -5,7 +5,8 @@ const OFFSET_SHIFT: u32 = 40;
 
 /// Offset in bytes at which the regions of a device begin in a file that a program has in place of the device file, as under
 /// `whimbrel run`: no other file has bytes there, which tells accesses to regions from all others. Region `index` is at
-/// `REGION_MEMORY_START + region_offset(index)`, where [`RegionMemory`](crate::RegionMemory) keeps its memory too.
+/// `REGION_MEMORY_START + region_offset(index)`, where
+/// [`RegionMemory::for_programs`](crate::RegionMemory::for_programs) has its memory too.
 pub const REGION_MEMORY_START: u64 = 1 << 62;
 
 /// Returns the offset of a region in the device file, in bytes.

@@ -115,10 +115,10 @@ pub trait Driver: Send {
     /// the user's access, and the file must keep these bytes as long as a user may have it mapped. The driver does not
     /// see accesses through a mapping. EINVAL for a part that cannot be mapped now.
     ///
-    /// [`RegionMemory`](crate::RegionMemory) is memory that every kind of user can map. A program under `whimbrel run` maps
-    /// only a file in memory with a sealed size, in which the region lies as it does there: region `index` from
-    /// `REGION_MEMORY_START + region_offset(index)` on. VFIO_DEVICE_GET_REGION_INFO offers it no other mapping, and asks for
-    /// the memory to find out.
+    /// [`RegionMemory`](crate::RegionMemory) is such memory. A program under `whimbrel run` maps only a file in memory with a
+    /// sealed size, in which the region lies as in the program's device file: region `index` from
+    /// `REGION_MEMORY_START + region_offset(index)` on ([`RegionMemory::for_programs`](crate::RegionMemory::for_programs)).
+    /// VFIO_DEVICE_GET_REGION_INFO offers it no other mapping, and asks for the memory to find out.
     fn mmap(&mut self, context: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
         let _ = (context, index, offset, length);
         Err(Errno::EINVAL)

@@ -105,8 +105,8 @@
 //! # Where it differs from the kernel
 //!
 //! - A region can be mapped if its memory lies in its file where the region lies in the device's file, as that of
-//!   [`RegionMemory`](whimbrel_device::RegionMemory) does, and if the file's size is sealed. VFIO_DEVICE_GET_REGION_INFO
-//!   offers no other mapping.
+//!   [`RegionMemory::for_programs`](whimbrel_device::RegionMemory::for_programs) does, and if the file's size is sealed.
+//!   VFIO_DEVICE_GET_REGION_INFO offers no other mapping.
 //! - A descriptor by which a region was mapped is the driver's file: fstat(2), and mappings below the offsets of regions, are
 //!   those of that file, and mremap(2) reaches all of it. An F_OFD_SETLK lock of the file tells that the program has it: a
 //!   program that removes the lock closes the device.

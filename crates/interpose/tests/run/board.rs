@@ -40,7 +40,7 @@ struct Board {
 
 impl Board {
     fn new() -> Board {
-        let memory = [0, 1].map(|index| RegionMemory::new(index, 4 * PAGE).unwrap());
+        let memory = [0, 1].map(|index| RegionMemory::for_programs(index, 4 * PAGE).unwrap());
         for (first, memory) in [0xa0, 0xb0].into_iter().zip(&memory) {
             for page in 0..4 {
                 memory.write(page * PAGE, &[first + page as u8]).unwrap();
@@ -49,7 +49,8 @@ impl Board {
         let writable = file(READ_ONLY, true);
         let path = format!("/proc/self/fd/{}", writable.as_raw_fd());
         let read_only = OpenOptions::new().read(true).open(path).unwrap();
-        let elsewhere = RegionMemory::new(0, PAGE).unwrap().file(0).unwrap().file().try_clone().unwrap();
+        let elsewhere =
+            RegionMemory::for_programs(0, PAGE).unwrap().file(0).unwrap().file().try_clone().unwrap();
         Board { memory, elsewhere, unsealed: file(UNSEALED, false), read_only }
     }
 }

@@ -81,7 +81,7 @@ pub(crate) fn faulty_command(
 ) -> (Command, DeviceFile) {
     let mut command = Command::new(program);
     let model: Model = model.parse().unwrap();
-    let device = model.open_with_faults(ADDRESS, faults.parse().unwrap()).unwrap();
+    let device = model.open_for_programs(ADDRESS, faults.parse().unwrap()).unwrap();
     let handle = (*device).clone();
     command.device(device).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -30,8 +30,18 @@ pub(super) struct Running {
 }
 
 /// Opens a new device with these faults.
-pub(super) fn open(model: &Model, name: String, faults: Faults) -> Result<WorkingDevice, String> {
-    model.open_with_faults(name, faults).map_err(|error| format!("'{model}' cannot be served: {error}"))
+pub(super) fn open(
+    model: &Model,
+    name: String,
+    faults: Faults,
+    for_programs: bool,
+) -> Result<WorkingDevice, String> {
+    let device = if for_programs {
+        model.open_for_programs(name, faults)
+    } else {
+        model.open_with_faults(name, faults)
+    };
+    device.map_err(|error| format!("'{model}' cannot be served: {error}"))
 }
 
 /// Adds each request on a device to the record.

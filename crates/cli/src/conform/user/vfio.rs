@@ -29,7 +29,7 @@ impl Addresses {
         let failed = |error: RunError| explained(words, &error);
         for faults in faults {
             let address = addresses.command.free_address().map_err(failed)?;
-            let device = open(model, address.to_string(), faults)?;
+            let device = open(model, address.to_string(), faults, true)?;
             addresses.files.push((*device).clone());
             addresses.command.device(device).map_err(failed)?;
         }

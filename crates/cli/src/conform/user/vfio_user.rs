@@ -37,7 +37,7 @@ impl Sockets {
     ) -> Result<Sockets, String> {
         let places = [(Socket::First, "socket"), (Socket::Second, "second")];
         let devices = faults.into_iter().zip(places).map(|(faults, (socket, name))| {
-            Ok((open(model, model.to_string(), faults)?, socket, folder.join(name)))
+            Ok((open(model, model.to_string(), faults, false)?, socket, folder.join(name)))
         });
         Ok(Sockets { devices: devices.collect::<Result<_, String>>()? })
     }

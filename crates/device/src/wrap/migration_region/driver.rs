@@ -87,9 +87,25 @@ impl MigrationRegion {
     /// ENODEV for a device without migration v2, EINVAL for one without a free region index; ENOMEM or EMFILE if memory
     /// for the region cannot be allocated.
     pub fn new(driver: impl Into<Box<dyn Driver>>, layout: Layout) -> Result<MigrationRegion, Errno> {
-        let mut driver = driver.into();
+        MigrationRegion::with(driver.into(), layout, false)
+    }
+
+    /// Returns a driver as [`MigrationRegion::new`] does, whose region a program under `whimbrel run` can map. Do not serve it
+    /// to clients of a vfio-user server: see [`RegionMemory::for_programs`](crate::RegionMemory::for_programs).
+    pub fn for_programs(
+        driver: impl Into<Box<dyn Driver>>,
+        layout: Layout,
+    ) -> Result<MigrationRegion, Errno> {
+        MigrationRegion::with(driver.into(), layout, true)
+    }
+
+    fn with(
+        mut driver: Box<dyn Driver>,
+        layout: Layout,
+        for_programs: bool,
+    ) -> Result<MigrationRegion, Errno> {
         let index = driver.info().num_regions;
-        let half = VendorHalf::new(&mut *driver, index, layout)?;
+        let half = VendorHalf::new(&mut *driver, for_programs.then_some(index), layout)?;
         index.checked_add(1).ok_or(Errno::EINVAL)?;
         Ok(MigrationRegion { driver, index, half })
     }

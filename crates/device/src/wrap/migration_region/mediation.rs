@@ -48,7 +48,7 @@ impl MediateOps for RegionVendor {
     fn open(&self, device: PlainDevice<'_>) -> Result<Opened, Errno> {
         // Where the default region comes to be.
         let index = device.driver.info().num_regions;
-        let half = VendorHalf::new(device.driver, index, self.layout.clone())?;
+        let half = VendorHalf::new(device.driver, None, self.layout.clone())?;
         let mediation = Mediating { index, half };
         Ok(Opened::new(MediateCapabilities::MIGRATION, mediation))
     }

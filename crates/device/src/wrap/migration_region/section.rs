@@ -16,14 +16,19 @@ pub(super) enum Section {
 }
 
 impl Section {
-    /// Returns the memory of region `index`. ENOMEM and EMFILE if it cannot be allocated.
-    pub(super) fn new(index: u32, layout: &Layout) -> Result<Section, Errno> {
+    /// Returns the memory of a region; with an index, of that region of a device for programs under `whimbrel run`. ENOMEM,
+    /// EFBIG and EMFILE if it cannot be allocated.
+    pub(super) fn new(for_programs: Option<u32>, layout: &Layout) -> Result<Section, Errno> {
         let size = layout.size().next_multiple_of(PAGE_SIZE);
         if layout.mapped_areas().is_empty() {
             let size = usize::try_from(size).map_err(|_| Errno::ENOMEM)?;
             return Ok(Section::Trapped(vec![0; size]));
         }
-        Ok(Section::Mapped(RegionMemory::new(index, size)?))
+        let memory = match for_programs {
+            Some(index) => RegionMemory::for_programs(index, size)?,
+            None => RegionMemory::new(size)?,
+        };
+        Ok(Section::Mapped(memory))
     }
 
     /// Returns the file and offset that a user maps from `offset` on.

@@ -19,10 +19,15 @@ pub(super) struct VendorHalf {
 }
 
 impl VendorHalf {
-    /// Returns region `index` of a device in RUNNING. ENODEV for one without migration v2.
-    pub(super) fn new(driver: &mut dyn Driver, index: u32, layout: Layout) -> Result<VendorHalf, Errno> {
+    /// Returns the region of a device in RUNNING, which has this index if the device is for programs under `whimbrel run`.
+    /// ENODEV for a device without migration v2.
+    pub(super) fn new(
+        driver: &mut dyn Driver,
+        for_programs: Option<u32>,
+        layout: Layout,
+    ) -> Result<VendorHalf, Errno> {
         let flags = driver.migration().ok_or(Errno::ENODEV)?.flags();
-        let section = Section::new(index, &layout)?;
+        let section = Section::new(for_programs, &layout)?;
         let vendor = Vendor::new(layout, flags, section)?;
         Ok(VendorHalf { vendor, dirty: DirtyPages::default() })
     }
