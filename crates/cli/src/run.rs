@@ -96,9 +96,6 @@ struct Device {
 /// Signals with their senders.
 type Caught = SignalsInfo<WithRawSiginfo>;
 
-/// The signals by which a user ends a program.
-const ENDING: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
-
 /// The signals that are passed on to the program.
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
 
@@ -259,7 +256,7 @@ fn supervise(mut child: Child, signals: Caught, interrupt: Interrupt) -> Result<
 
 /// Passes on the signals that processes send. Those of the terminal reach the program by themselves.
 ///
-/// Those that end a program also end a wait for a reader of the trace.
+/// After its end they end the wait for a reader of the trace too.
 ///
 /// Nothing tells a signal for the whole process group, which reaches the program too, from one for this process alone. Twice
 /// is better than never.
@@ -271,9 +268,6 @@ fn pass_on_signals(
 ) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for info in incoming.forever() {
-            if ENDING.contains(&info.si_signo) {
-                interrupt.set();
-            }
             let running = running.lock();
             match (*running, Signal::from_named_raw(info.si_signo)) {
                 // Sent by a process.
@@ -282,7 +276,10 @@ fn pass_on_signals(
                     let _ = kill_process(pid, signal);
                 }
                 (Some(_), _) => {}
-                (None, _) => stopper.stop(),
+                (None, _) => {
+                    interrupt.set();
+                    stopper.stop();
+                }
             }
         }
     })?;

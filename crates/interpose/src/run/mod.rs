@@ -82,7 +82,7 @@
 //!
 //! Records come in the order in which calls end. A call that its thread does not survive is
 //! [`Unfinished`](crate::trace::Outcome::Unfinished). A call that the kernel answers is not seen, such as a request on a file
-//! that is not one of VFIO.
+//! that is not one of VFIO, or the mapping of a region.
 //!
 //! ```no_run
 //! # use whimbrel_interpose::run::Command;

@@ -378,13 +378,15 @@ impl Shared {
         // The program is not to wait forever for a request that went wrong here.
         let answer = catch_unwind(AssertUnwindSafe(|| decide((open.as_ref(), &mut caller))));
         let answer = answer.unwrap_or(Answer::Error(Errno::EIO));
-        let record = recording.and_then(|recording| recording.record(data, &task, answer));
+        let record =
+            catch_unwind(AssertUnwindSafe(|| recording?.record(data, &task, answer))).unwrap_or(None);
         // What the program closes after its answer is closed: nobody here may have it then.
         drop(open);
         match (&self.trace, record) {
             (Some(trace), Some(record)) => {
-                trace.events().end(record, || self.respond(call, answer));
+                // The program waits, not this thread: else a program whose trace nobody reads would go on until all workers wait.
                 trace.events().wait_for_room();
+                trace.events().end(record, || self.respond(call, answer));
             }
             _ => {
                 self.respond(call, answer);
