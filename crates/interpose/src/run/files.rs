@@ -2,8 +2,9 @@
 //!
 //! The program opens plain files that were laid into its `/dev`. At the first request on one of them the descriptor is
 //! replaced in place by a memory file that no other open file shares ([`Identity`]): so it is recognized across dup,
-//! fork, exec and SCM_RIGHTS. Descriptors that were duplicated before that are still the plain file; each is replaced at
-//! its own first request, and keeps the open file that it was a duplicate of (kcmp(2)).
+//! fork, exec and SCM_RIGHTS. Descriptors that were duplicated before that are still the plain file. It is marked as a
+//! driver's file is ([`RegionFiles`]): by its mark each duplicate is recognized, and replaced at its own first request, in
+//! whatever process it is, and until the last of them is closed the open file stays.
 //!
 //! The last close of a memory file is reported by inotify, in order with the program's later requests: a request that
 //! opens something reads these reports first.
@@ -18,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -32,9 +33,8 @@ use whimbrel_protocol::session::Direction;
 
 use super::forks;
 use super::mapping_calls::MappingCalls;
-use super::region_files::{Given, RegionFiles};
-use super::system::is_same_open_file;
-use super::task::{FileId, Task};
+use super::region_files::{self, Given, RegionFiles};
+use super::task::{self, FileId, Task};
 use super::traced::TracedFile;
 
 /// Open files that a program may have at a time.
@@ -52,11 +52,12 @@ pub(super) enum Object {
     Data(DataFile),
 }
 
-/// An open file, and the plain file that the program opened for it, if it did.
+/// An open file, and what the program opened for it, if it did.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     pub(super) object: Object,
-    origin: Option<OwnedFd>,
+    /// The path of the plain file.
+    origin: Option<String>,
     /// The file as a trace knows it, if there is one. It ends after the object.
     pub(super) traced: OnceLock<TracedFile>,
     mapping_calls: MappingCalls,
@@ -103,8 +104,8 @@ struct Table {
     identities: HashMap<FileId, Identity>,
     by_watch: HashMap<i32, FileId>,
     region_files: RegionFiles<Arc<OpenFile>>,
-    /// Those opened by plain files.
-    opened: Vec<(Node, Weak<OpenFile>)>,
+    /// Plain files on which there was a request, as long as the program has a descriptor of them.
+    plain_files: RegionFiles<Arc<OpenFile>>,
 }
 
 /// All open files of a program and its descendants.
@@ -125,9 +126,14 @@ pub(super) struct Files {
 }
 
 impl Table {
-    /// Returns the number of open files in the program that stand for something.
+    /// Returns the number of open files in the program that were put there.
     fn len(&self) -> usize {
         self.identities.len() + self.region_files.len()
+    }
+
+    /// Returns whether the program has no open file that stands for something.
+    fn is_empty(&self) -> bool {
+        self.len() + self.plain_files.len() == 0
     }
 }
 
@@ -137,9 +143,9 @@ impl OpenFile {
         OpenFile { object, origin: None, traced: OnceLock::new(), mapping_calls: MappingCalls::default() }
     }
 
-    /// Returns the plain file that the program opened for it, if it did.
-    pub(super) fn origin(&self) -> Option<BorrowedFd<'_>> {
-        self.origin.as_ref().map(OwnedFd::as_fd)
+    /// Returns the path of the plain file that the program opened for it, if it did.
+    pub(super) fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
     }
 
     /// Returns the device behind it, for accesses to regions.
@@ -222,24 +228,25 @@ impl Files {
     /// Returns what is behind a descriptor. At the first request on a plain file it is opened here: EBUSY for a group that
     /// is open.
     pub(super) fn find(&self, task: &Task<'_>, fd: i32) -> Result<Found, Errno> {
-        let (origin, node) = loop {
+        loop {
             let (stat, open) = self.look(task, fd)?;
             if let Some(open) = open {
                 return Ok(Found::Open(open));
             }
             let Some(node) = self.node(task, fd, &stat) else { return Ok(Found::Other) };
             self.read_closes();
+            let _passing = forks::passing_file();
             let origin = task.duplicate(fd)?;
             // Unless another thread's request has replaced it meanwhile.
-            if FileId::of(&fstat(&origin)?) == FileId::of(&stat) {
-                break (origin, node);
+            if FileId::of(&fstat(&origin)?) != FileId::of(&stat) {
+                continue;
             }
-        };
-        let open = self.open(node, origin)?;
-        let _passing = forks::passing_file();
-        let file = self.identify(&open)?;
-        task.install_at(fd, &file, task.descriptor(fd)?.is_closed_at_exec)?;
-        Ok(Found::Open(open))
+            let open = self.open(node, &origin)?;
+            let file = self.identify(&open)?;
+            let is_closed_at_exec = task.descriptor(fd)?.is_closed_at_exec;
+            task.install_at(fd, &file, is_closed_at_exec)?;
+            return Ok(Found::Open(open));
+        }
     }
 
     /// Returns whether a descriptor is a file of VFIO served here, opened or not.
@@ -305,9 +312,12 @@ impl Files {
                 Err(_) => break,
             }
         }
-        let unmapped = self.table.lock().region_files.remove_closed(&self.inotify);
+        let mut table = self.table.lock();
+        let unmapped = table.region_files.remove_closed(&self.inotify);
+        let plain = table.plain_files.remove_closed(&self.inotify);
+        drop(table);
         // Devices are reset here, which may take a moment; the table is not locked.
-        drop((closed, unmapped));
+        drop((closed, unmapped, plain));
         if self.is_empty() {
             self.emptied.notify_all();
         }
@@ -315,19 +325,20 @@ impl Files {
 
     /// Returns whether the program has no file open.
     pub(super) fn is_empty(&self) -> bool {
-        self.table.lock().len() == 0
+        self.table.lock().is_empty()
     }
 
-    /// Returns whether the program has files of drivers, whose closes are reported too early.
-    pub(super) fn has_region_files(&self) -> bool {
-        self.table.lock().region_files.len() > 0
+    /// Returns whether the program has files that are marked, whose closes are reported too early.
+    pub(super) fn has_marked_files(&self) -> bool {
+        let table = self.table.lock();
+        table.region_files.len() + table.plain_files.len() > 0
     }
 
     /// Waits until the program has no file open, or until the deadline, or until `is_over`, which is asked again after
     /// [`Files::wake`].
     pub(super) fn wait_until_empty(&self, deadline: Option<Instant>, is_over: impl Fn() -> bool) {
         let mut table = self.table.lock();
-        while table.len() > 0 && !is_over() {
+        while !table.is_empty() && !is_over() {
             match deadline {
                 None => self.emptied.wait(&mut table),
                 Some(deadline) if self.emptied.wait_until(&mut table, deadline).timed_out() => return,
@@ -370,17 +381,17 @@ impl Files {
     }
 
     /// Opens a plain file, or finds what it was opened as already through a duplicate.
-    fn open(&self, node: Node, origin: OwnedFd) -> Result<Arc<OpenFile>, Errno> {
+    fn open(&self, node: Node, origin: &OwnedFd) -> Result<Arc<OpenFile>, Errno> {
+        let id = FileId::of(&fstat(origin)?);
         let mut table = self.table.lock();
-        table.opened.retain(|(_, open)| open.strong_count() > 0);
-        let known = table.opened.iter().filter(|(other, _)| *other == node).find_map(|(_, open)| {
-            let open = open.upgrade()?;
-            let is_it = open.origin.as_ref().is_some_and(|other| is_same_open_file(&origin, other));
-            is_it.then_some(open)
-        });
-        if let Some(open) = known {
+        if let Some(open) = table.plain_files.marked(id, &task::own_descriptor(origin)?.locks) {
             return Ok(open);
         }
+        if table.plain_files.len() >= MAX_FILES {
+            return Err(Errno::EMFILE);
+        }
+        let mark = region_files::mark(origin)?;
+        let again = Arc::new(region_files::open_again(origin)?);
         let object = match node {
             Node::Group(index) => Object::Group(self.devices[index].group.open()?),
             Node::Container => Object::Container(Container::new(ContainerSettings::default())),
@@ -390,8 +401,9 @@ impl Files {
                 Object::Cdev(Cdev::new(served.device.clone(), served.iommu.clone()))
             }
         };
-        let open = Arc::new(OpenFile { origin: Some(origin), ..OpenFile::new(object) });
-        table.opened.push((node, Arc::downgrade(&open)));
+        let origin = Some(task::own_link(origin.as_fd()));
+        let open = Arc::new(OpenFile { origin, ..OpenFile::new(object) });
+        table.plain_files.insert(id, (again, mark), open.clone(), &self.inotify)?;
         Ok(open)
     }
 

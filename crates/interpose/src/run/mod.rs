@@ -112,7 +112,11 @@
 //!   program that removes the lock closes the device.
 //! - A group that is open can be opened once more; the first request on it fails with EBUSY.
 //! - Memory is not pinned. A device's access to memory that the program has unmapped is a DMA fault.
-//! - read(2) and write(2) at the file position of a device do nothing, and neither do sendfile(2) and splice(2).
+//! - read(2) and write(2) at the file position of a device do nothing, and neither do sendfile(2) and splice(2). By a
+//!   duplicate of a device's own file that was made before the first request, they are those of `/dev/full` until there is a
+//!   request or an access to a region by it.
+//! - A group, a container, an iommufd and a device's own file have an F_OFD_SETLK lock as long as a descriptor is still the
+//!   file that open(2) gave: a program that removes the lock loses what was opened, for its duplicates.
 //! - A descriptor of migration data has a number near the program's limit, and so has its duplicate. One that was made
 //!   lower by dup2(2) or received by SCM_RIGHTS can be polled and closed; reads and writes fail with EBADF.
 //! - io_uring_setup(2) fails with ENOSYS: the filter does not see the requests of a ring.

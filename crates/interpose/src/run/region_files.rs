@@ -4,6 +4,8 @@
 //! inotify tells that files of an inode were closed, but not which and how many. A lock on a byte of its own therefore marks
 //! each: a lock of an open file (F_OFD_SETLK) is gone once the file is closed. The report comes a moment before that, so
 //! whoever waits for a close has to look again later.
+//!
+//! The plain files that the program opens are told apart by marks too, from their first request on.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -33,7 +35,7 @@ pub(super) struct Given {
     pub(super) mark: u64,
 }
 
-/// The drivers' files that a program has, each with what it stands for.
+/// The marked files that a program has, each with what it stands for.
 #[derive(Debug)]
 pub(super) struct RegionFiles<T> {
     files: HashMap<FileId, RegionFile<T>>,
@@ -58,13 +60,27 @@ impl Given {
         options.read(true).write(access == OFlags::RDWR).custom_flags(libc::O_CLOEXEC);
         let given =
             options.open(path(file)).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EIO))?;
-        let mark = MARKS
-            + (u64::from(std::process::id()) << 32)
-            + u64::from(NEXT_MARK.fetch_add(1, Ordering::Relaxed));
-        let locked = fcntl(&given, FcntlArg::F_OFD_SETLK(&lock(F_RDLCK, mark)));
-        locked.map_err(|errno| Errno::new(errno as i32).unwrap_or(Errno::EIO))?;
+        let mark = mark(&given)?;
         Ok(Given { file: given, mark })
     }
+}
+
+/// Marks an open file. EBADF for one that was opened with O_PATH.
+pub(super) fn mark(file: impl AsFd) -> Result<u64, Errno> {
+    let mark =
+        MARKS + (u64::from(std::process::id()) << 32) + u64::from(NEXT_MARK.fetch_add(1, Ordering::Relaxed));
+    // A file has to be opened for what its lock excludes.
+    let is_readable = fcntl_getfl(&file)? & OFlags::RWMODE != OFlags::WRONLY;
+    let kind = if is_readable { F_RDLCK } else { F_WRLCK };
+    let locked = fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock(kind, mark)));
+    locked.map_err(|errno| Errno::new(errno as i32).unwrap_or(Errno::EIO))?;
+    Ok(mark)
+}
+
+/// Opens the inode of an open file once more.
+pub(super) fn open_again(file: impl AsFd) -> Result<File, Errno> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC).open(path(&file));
+    opened.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EIO))
 }
 
 impl<T: Clone> RegionFiles<T> {
@@ -76,14 +92,18 @@ impl<T: Clone> RegionFiles<T> {
         if file.opens.len() == 1 {
             return Some(first.clone());
         }
-        let marks = marks();
-        let (_, open) = file.opens.iter().find(|(mark, _)| marks.contains(mark))?;
+        self.marked(id, &marks())
+    }
+
+    /// Returns what the open file of this inode with one of these marks stands for.
+    pub(super) fn marked(&self, id: FileId, marks: &[u64]) -> Option<T> {
+        let (_, open) = self.files.get(&id)?.opens.iter().find(|(mark, _)| marks.contains(mark))?;
         Some(open.clone())
     }
 
     /// Returns whether one of these marks is that of an open file of this inode.
     pub(super) fn has(&self, id: FileId, marks: &[u64]) -> bool {
-        self.files.get(&id).is_some_and(|file| file.opens.iter().any(|(mark, _)| marks.contains(mark)))
+        self.marked(id, marks).is_some()
     }
 
     /// Adds an open file of a driver's file, and has its close reported.
@@ -130,8 +150,8 @@ impl<T> Default for RegionFiles<T> {
     }
 }
 
-fn path(file: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+fn path(file: impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()))
 }
 
 fn lock(kind: i32, mark: u64) -> flock {

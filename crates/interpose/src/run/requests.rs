@@ -67,6 +67,20 @@ pub(super) fn is_quick(data: &seccomp_data, open: &OpenFile) -> bool {
     }
 }
 
+/// Returns whether a call is an access at the offset of a region, where no other file has bytes.
+fn is_at_regions(data: &seccomp_data) -> bool {
+    let has_offset = matches!(
+        c_long::from(data.nr),
+        libc::SYS_pread64
+            | libc::SYS_pwrite64
+            | libc::SYS_preadv
+            | libc::SYS_pwritev
+            | libc::SYS_preadv2
+            | libc::SYS_pwritev2
+    );
+    has_offset && (REGIONS..=i64::MAX.cast_unsigned()).contains(&data.args[3])
+}
+
 fn is_quick_request(number: u32) -> bool {
     let quick = [
         VFIO_GET_API_VERSION,
@@ -103,7 +117,20 @@ pub(super) fn answer(
         }
         _ => {}
     }
-    let Some(open) = open else { return Answer::Continue };
+    let found;
+    let open = match open {
+        Some(open) => open,
+        // It may be a duplicate that was made before the first request on its file.
+        None if is_at_regions(data) => match caller.find_file(fd) {
+            Ok(Found::Open(open)) => {
+                found = open;
+                &found
+            }
+            Ok(Found::Other) => return Answer::Continue,
+            Err(errno) => return Answer::Error(errno),
+        },
+        None => return Answer::Continue,
+    };
     if let Object::Data(_) = &open.object {
         // The close of its device ends it.
         caller.files.read_closes();

@@ -333,7 +333,7 @@ impl Shared {
                 PollFd::from_borrowed_fd(self.files.closes(), PollFlags::IN),
                 PollFd::new(&self.stop, PollFlags::IN),
             ];
-            let timeout = self.files.has_region_files().then(|| timespec(pause));
+            let timeout = self.files.has_marked_files().then(|| timespec(pause));
             let waited = poll(&mut ready, timeout.as_ref());
             if !ready[1].revents().is_empty() || !matches!(waited, Ok(_) | Err(rustix::io::Errno::INTR)) {
                 return;

@@ -113,12 +113,6 @@ pub(super) fn is_thread_of(process: u32, thread: u32) -> bool {
     result(sent) != Err(Errno::SRCH)
 }
 
-/// Returns whether two descriptors of this process are the same open file.
-pub(super) fn is_same_open_file(one: &OwnedFd, other: &OwnedFd) -> bool {
-    let pid = std::process::id().cast_signed();
-    kcmp::is_same_open_file((pid, one.as_raw_fd()), (pid, other.as_raw_fd())) == Ok(true)
-}
-
 fn result(value: c_long) -> Result<c_long, Errno> {
     if value >= 0 {
         return Ok(value);

@@ -215,6 +215,13 @@ pub(super) fn process(thread: u32) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
+/// Returns the kernel's description of a descriptor of this process.
+pub(super) fn own_descriptor(file: impl AsFd) -> Result<Descriptor, Errno> {
+    use std::os::fd::AsRawFd;
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd()));
+    text.ok().and_then(|text| Descriptor::parse(&text)).ok_or(Errno::EBADF)
+}
+
 /// Returns the path of the file behind a descriptor of this process, as its opener named it.
 pub(super) fn own_link(file: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd;

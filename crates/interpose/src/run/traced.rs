@@ -108,8 +108,8 @@ impl Trace {
 
 /// Returns a file as the link of its descriptor tells it.
 fn describe(open: &OpenFile) -> Described {
-    let link = open.origin().map_or_else(|| "anon_inode:[vfio-device]".to_owned(), task::own_link);
-    Described::of_link(&link)
+    let link = open.origin().unwrap_or("anon_inode:[vfio-device]");
+    Described::of_link(link)
 }
 
 impl TracedFile {

@@ -171,6 +171,56 @@ static void dups(void)
 	close(container);
 }
 
+/* A duplicate, here or in a child, that was made before the first request is the same open file, also for accesses, and
+ * keeps it open. */
+static void early_dups(void)
+{
+	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof map, .flags = 3, .iova = IOVA, .size = PAGE };
+	struct vfio_iommu_type1_dma_unmap unmap = { .argsz = sizeof unmap, .iova = IOVA, .size = PAGE };
+	struct vfio_group_status status = { .argsz = sizeof status };
+	struct device_bind bind = { .argsz = sizeof bind };
+	int group = open_group(), container = open_container(), late_group = dup(group), device;
+	int late_container = dup(container), late_cdev, cdev, go[2];
+	uint16_t vendor = 0, expected = 0;
+	uint64_t offset;
+	pid_t child;
+
+	map.vaddr = (uintptr_t)mmap(NULL, PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) == 0);
+	CHECK(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
+	CHECK(ioctl(container, VFIO_IOMMU_MAP_DMA, &map) == 0);
+	CHECK(close(group) == 0 && close(container) == 0);
+	CHECK(ioctl(late_container, VFIO_IOMMU_UNMAP_DMA, &unmap) == 0 && unmap.size == PAGE);
+	CHECK(ioctl(late_group, VFIO_GROUP_GET_STATUS, &status) == 0);
+	CHECK(status.flags == (VFIO_GROUP_FLAGS_VIABLE | VFIO_GROUP_FLAGS_CONTAINER_SET));
+	device = ioctl(late_group, VFIO_GROUP_GET_DEVICE_FD, address);
+	CHECK(device >= 0);
+	CHECK(close(device) == 0 && close(late_group) == 0 && close(late_container) == 0);
+
+	cdev = open_cdev();
+	late_cdev = dup(cdev);
+	bind.iommufd = open("/dev/iommu", O_RDWR);
+	CHECK(bind.iommufd >= 0 && pipe(go) == 0);
+	child = fork();
+	if (child == 0) {
+		CHECK(read(go[0], &offset, sizeof offset) == sizeof offset);
+		CHECK(pread(cdev, &vendor, 2, offset) == 2 && vendor != 0);
+		/* A duplicate of its own. */
+		CHECK(pwrite(late_cdev, &vendor, 2, offset) == 2);
+		exit(0);
+	}
+	CHECK(ioctl(cdev, BIND_IOMMUFD, &bind) == 0);
+	offset = region_offset(cdev, VFIO_PCI_CONFIG_REGION_INDEX);
+	CHECK(pread(cdev, &expected, 2, offset) == 2);
+	CHECK(close(cdev) == 0);
+	CHECK(pread(late_cdev, &vendor, 2, offset) == 2 && vendor == expected && vendor != 0);
+	CHECK(close(late_cdev) == 0);
+	/* Only the child has it now. */
+	FAILS(ioctl(open_group(), VFIO_GROUP_GET_DEVICE_FD, address), EBUSY);
+	CHECK(write(go[1], &offset, sizeof offset) == sizeof offset);
+	wait_for(child);
+}
+
 /* What is closed can be opened at once, and has left nothing behind. */
 static void reopens(void)
 {
@@ -663,7 +713,8 @@ int main(int count, char **arguments)
 		const char *name;
 		void (*act)(void);
 	} acts[] = { { "group", group },       { "cdev", cdev },	     { "memory", memory },
-		     { "faults", faults },     { "dups", dups },	     { "reopens", reopens },
+		     { "faults", faults },     { "dups", dups },	     { "early_dups", early_dups },
+		     { "reopens", reopens },
 		     { "threads", threads },   { "forks", forks },	     { "passes", passes },
 		     { "signals", signals },   { "others", others },	     { "migrates", migrates },
 		     { "waits", waits },       { "interrupts", interrupts }, { "kvm", kvm },

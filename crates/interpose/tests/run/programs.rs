@@ -33,6 +33,7 @@ acts! {
     a_duplicate_is_the_same_open_file: "dups" on "serial";
     what_is_closed_can_be_opened_at_once: "reopens" on "serial";
     threads_make_requests_at_a_time: "threads" on "serial";
+    duplicates_from_before_the_first_request_are_the_same_file: "early_dups" on "serial";
     threads_make_the_first_request_at_a_time: "firsts" on "serial";
     children_and_other_programs_inherit_open_files: "forks" on "serial";
     an_open_file_is_passed_by_a_socket: "passes" on "serial";
