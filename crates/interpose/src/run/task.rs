@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Once;
 use std::time::Duration;
 
 use libc::{SECCOMP_ADDFD_FLAG_SETFD, seccomp_notif_addfd};
@@ -17,6 +18,13 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use whimbrel_device::{Errno, Fault};
 
 use super::system::{add_descriptor, is_waiting};
+use crate::kcmp;
+
+/// `PIDFD_THREAD` of `linux/pidfd.h` (Linux 6.9): any thread, and not its process.
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
+
+/// Said once: it happens at each request.
+static TOLD_OF_TABLES: Once = Once::new();
 
 /// A task whose call waits.
 #[derive(Clone, Copy, Debug)]
@@ -160,17 +168,38 @@ impl<'a> Task<'a> {
         if fd < 0 {
             return Err(Errno::EBADF);
         }
-        let pid = rustix::process::Pid::from_raw(self.pid).ok_or(Errno::EBADF)?;
-        let process = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(process) => process,
-            // A thread that is not its process's first.
-            Err(_) => pidfd_open(self.process().ok_or(Errno::EBADF)?, PidfdFlags::empty())
-                .map_err(|_| Errno::EBADF)?,
-        };
+        let thread = self.handle()?;
         if !self.is_waiting() {
             return Err(Errno::EBADF);
         }
-        Ok(pidfd_getfd(&process, fd, PidfdGetfdFlags::empty())?)
+        Ok(pidfd_getfd(&thread, fd, PidfdGetfdFlags::empty())?)
+    }
+
+    /// Opens the thread. Before Linux 6.9 only the process's first thread can be opened: it serves if it shares its table of
+    /// descriptors; EBADF if it does not.
+    fn handle(&self) -> Result<OwnedFd, Errno> {
+        let thread = rustix::process::Pid::from_raw(self.pid).ok_or(Errno::EBADF)?;
+        match pidfd_open(thread, PIDFD_THREAD) {
+            Err(rustix::io::Errno::INVAL) => {}
+            handle => return handle.map_err(|_| Errno::EBADF),
+        }
+        let first = self.process().ok_or(Errno::EBADF)?;
+        let shared = first == thread
+            || match kcmp::share_descriptors(first.as_raw_pid(), self.pid) {
+                Ok(shared) => shared,
+                // A kernel without kcmp(2): threads share it unless they take pains not to.
+                Err(errno) => errno == rustix::io::Errno::NOSYS,
+            };
+        if !shared {
+            TOLD_OF_TABLES.call_once(|| {
+                tracing::warn!(
+                    "a thread of the program has descriptors of its own, or its first thread has ended: before Linux 6.9 \
+                     its descriptors cannot be used (EBADF)"
+                );
+            });
+            return Err(Errno::EBADF);
+        }
+        pidfd_open(first, PidfdFlags::empty()).map_err(|_| Errno::EBADF)
     }
 
     /// Returns the number of its process.

@@ -356,6 +356,60 @@ static void firsts(void)
 	}
 }
 
+static int trigger(int device, int event)
+{
+	struct {
+		struct vfio_irq_set set;
+		int event;
+	} set = { { sizeof set, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0, 1 }, event };
+
+	return ioctl(device, VFIO_DEVICE_SET_IRQS, &set);
+}
+
+/* In a thread with descriptors of its own: 60 is an eventfd here, and a container for the first thread. */
+static void *use_own_table(void *device)
+{
+	CHECK(unshare(CLONE_FILES) == 0);
+	CHECK(dup2(eventfd(0, 0), 60) == 60);
+	CHECK(trigger(*(int *)device, 60) == 0);
+	CHECK(dup2(open_container(), 61) == 61);
+	CHECK(ioctl(61, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
+	return NULL;
+}
+
+static void own_table(void)
+{
+	int group, container, device = open_device(&group, &container);
+	pthread_t thread;
+
+	CHECK(dup2(container, 60) == 60);
+	CHECK(pthread_create(&thread, NULL, use_own_table, &device) == 0);
+	CHECK(pthread_join(thread, NULL) == 0);
+}
+
+static pthread_t first_thread;
+
+/* The rest of the program, once its first thread has ended. */
+static void *use_alone(void *device)
+{
+	CHECK(pthread_join(first_thread, NULL) == 0);
+	CHECK(trigger(*(int *)device, eventfd(0, 0)) == 0);
+	CHECK(ioctl(open_container(), VFIO_GET_API_VERSION) == VFIO_API_VERSION);
+	check_config(*(int *)device);
+	exit(0);
+}
+
+static void orphans(void)
+{
+	static int group, container, device;
+	pthread_t thread;
+
+	device = open_device(&group, &container);
+	first_thread = pthread_self();
+	CHECK(pthread_create(&thread, NULL, use_alone, &device) == 0);
+	pthread_exit(NULL);
+}
+
 /* A child has the open files of its parent, and its end closes none of them. */
 static void forks(void)
 {
@@ -721,7 +775,7 @@ int main(int count, char **arguments)
 		     { "leaves", leaves },     { "held", held },	     { "abandons", abandons },
 		     { "crowd", crowd },	     { "children", children },
 		     { "showered", showered },
-		     { "firsts", firsts },
+		     { "firsts", firsts },     { "own_table", own_table },   { "orphans", orphans },
 		     { "outlives", outlives } };
 	size_t known = sizeof acts / sizeof *acts, act;
 

@@ -35,6 +35,8 @@ acts! {
     threads_make_requests_at_a_time: "threads" on "serial";
     duplicates_from_before_the_first_request_are_the_same_file: "early_dups" on "serial";
     threads_make_the_first_request_at_a_time: "firsts" on "serial";
+    a_thread_with_descriptors_of_its_own_is_served_by_them: "own_table" on "serial";
+    threads_are_served_when_the_first_one_has_ended: "orphans" on "serial";
     children_and_other_programs_inherit_open_files: "forks" on "serial";
     an_open_file_is_passed_by_a_socket: "passes" on "serial";
     signals_do_not_disturb_requests: "signals" on "serial";
