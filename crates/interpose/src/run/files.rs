@@ -244,8 +244,11 @@ impl Files {
             let open = self.open(node, &origin)?;
             let file = self.identify(&open)?;
             let is_closed_at_exec = task.descriptor(fd)?.is_closed_at_exec;
-            task.install_at(fd, &file, is_closed_at_exec)?;
-            return Ok(Found::Open(open));
+            // Only a moment is left in which the program can close it and open another file by its number.
+            if task.has(fd, &origin) {
+                task.install_at(fd, &file, is_closed_at_exec)?;
+                return Ok(Found::Open(open));
+            }
         }
     }
 
@@ -280,6 +283,10 @@ impl Files {
         table.region_files.insert(id, (memory.arc().clone(), given.mark), open.clone(), &self.inotify)?;
         drop(table);
         self.installed.fetch_add(1, Ordering::AcqRel);
+        // As at the first request.
+        if !self.known(task, fd).is_some_and(|known| Arc::ptr_eq(&known, open)) {
+            return Err(Errno::EBADF);
+        }
         task.install_at(fd, &given.file, descriptor.is_closed_at_exec)
     }
 

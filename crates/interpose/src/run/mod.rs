@@ -119,6 +119,8 @@
 //!   file that open(2) gave: a program that removes the lock loses what was opened, for its duplicates.
 //! - A descriptor of migration data has a number near the program's limit, and so has its duplicate. One that was made
 //!   lower by dup2(2) or received by SCM_RIGHTS can be polled and closed; reads and writes fail with EBADF.
+//! - A descriptor is replaced at the first request on it, and when a region is mapped by it, if it still is the same open file.
+//!   A thread that closes it at that moment and opens a file with its number may find that file replaced.
 //! - io_uring_setup(2) fails with ENOSYS: the filter does not see the requests of a ring.
 //! - The real devices of VFIO are hidden: `/dev/vfio` has the devices of this process only.
 //!

@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, CWD, Stat, readlinkat, statat};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use whimbrel_device::{Errno, Fault};
 
-use super::system::{add_descriptor, is_waiting};
+use super::system::{add_descriptor, compare_open_files, is_waiting};
 use crate::kcmp;
 
 /// `PIDFD_THREAD` of `linux/pidfd.h` (Linux 6.9): any thread, and not its process.
@@ -202,6 +202,13 @@ impl<'a> Task<'a> {
         pidfd_open(first, PidfdFlags::empty()).map_err(|_| Errno::EBADF)
     }
 
+    /// Returns whether a descriptor of it is this open file. True where the kernel cannot tell.
+    pub(super) fn has(&self, fd: i32, file: impl AsFd) -> bool {
+        let own = std::process::id().cast_signed();
+        let compared = compare_open_files((self.pid, fd), (own, file.as_fd()));
+        !matches!(compared, Ok(false) | Err(rustix::io::Errno::BADF))
+    }
+
     /// Returns the number of its process.
     fn process(&self) -> Option<rustix::process::Pid> {
         let number = process(self.pid.cast_unsigned())?;
@@ -261,6 +268,21 @@ pub(super) fn own_link(file: BorrowedFd<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_that_is_another_file_by_now_is_told() {
+        use std::os::fd::AsRawFd;
+        let open = || File::open("/dev/null").unwrap();
+        let (file, other) = (open(), open());
+        let duplicate = file.try_clone().unwrap();
+        let task = Task::new(file.as_fd(), 0, std::process::id());
+        if compare_open_files((task.pid, file.as_raw_fd()), (task.pid, file.as_fd())).is_err() {
+            // A sandbox forbids it, or the kernel lacks it.
+            return;
+        }
+        let has = [duplicate.as_raw_fd(), other.as_raw_fd(), -1].map(|fd| task.has(fd, &file));
+        assert_eq!(has, [true, false, false]);
+    }
 
     #[test]
     fn a_descriptor_has_flags_and_locks() {
