@@ -181,6 +181,14 @@ impl OpenFile {
     }
 }
 
+/// Returns the number of the device whose own file has this path, in whatever folder `/dev` is mounted.
+fn cdev_number(path: &[u8]) -> Option<u32> {
+    let (folder, name) = path.split_at(path.iter().rposition(|byte| *byte == b'/')?);
+    let digits = name.strip_prefix(b"/vfio").filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
+    let number = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    folder.ends_with(b"/vfio/devices").then_some(number)
+}
+
 impl Files {
     /// Returns the files of a program whose `/dev` is `dev`.
     pub(super) fn new(devices: Vec<Served>, dev: OwnedFd) -> Result<Files, rustix::io::Errno> {
@@ -378,12 +386,12 @@ impl Files {
         if let Some(node) = self.nodes.get(&FileId::of(stat)) {
             return Some(*node);
         }
-        // The file of a device is a bind mount of /dev/full, which only its path tells from others.
+        // The file of a device is a bind mount of /dev/full, which only its path tells from others. The program may have
+        // mounted its /dev elsewhere.
         let is_stand_in = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
             && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 7);
         let path = is_stand_in.then(|| task.link(fd).ok())??;
-        let number = path.strip_prefix(b"/dev/vfio/devices/vfio")?;
-        let number: u32 = std::str::from_utf8(number).ok()?.parse().ok()?;
+        let number = cdev_number(&path)?;
         self.devices.iter().position(|served| served.number == number).map(Node::Cdev)
     }
 
@@ -442,5 +450,26 @@ impl Files {
         // Gone with the inode, if not now.
         let _ = inotify::remove_watch(&self.inotify, identity.watch);
         Some(identity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_known_by_the_end_of_its_path() {
+        let cases: [(&[u8], Option<u32>); 7] = [
+            (b"/dev/vfio/devices/vfio3", Some(3)),
+            (b"/var/jail/\xff/dev/vfio/devices/vfio12", Some(12)),
+            (b"/dev/full", None),
+            (b"/dev/vfio/devices/vfio", None),
+            (b"/dev/vfio/devices/vfio+3", None),
+            (b"/dev/myvfio/devices/vfio3", None),
+            (b"/dev/vfio/devices/vfio99999999999", None),
+        ];
+        for (path, number) in cases {
+            assert_eq!(cdev_number(path), number, "{}", String::from_utf8_lossy(path));
+        }
     }
 }

@@ -97,6 +97,42 @@ static void cdev(void)
 	close(iommu);
 }
 
+static void write_file(const char *name, const char *text)
+{
+	int file = open(name, O_WRONLY);
+
+	CHECK(file >= 0 && write(file, text, strlen(text)) == (ssize_t)strlen(text));
+	close(file);
+}
+
+/* The files are known in a chroot, whose /dev is another mount. */
+static void jail(void)
+{
+	struct device_bind bind = { .argsz = sizeof bind };
+	struct vfio_device_info info = { .argsz = sizeof info };
+	char name[256] = "", maps[2][64];
+	int device = open_cdev();
+
+	CHECK(readlink(path("/proc/self/fd/%d", device), name, sizeof name - 1) > 0);
+	close(device);
+	snprintf(maps[0], sizeof maps[0], "%u %u 1", geteuid(), geteuid());
+	snprintf(maps[1], sizeof maps[1], "%u %u 1", getegid(), getegid());
+	if (unshare(CLONE_NEWNS)) {
+		CHECK(unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0);
+		write_file("/proc/self/setgroups", "deny");
+		write_file("/proc/self/uid_map", maps[0]);
+		write_file("/proc/self/gid_map", maps[1]);
+	}
+	CHECK(mount("jail", "/tmp", "tmpfs", 0, NULL) == 0 && mkdir("/tmp/dev", 0755) == 0);
+	CHECK(mount("/dev", "/tmp/dev", NULL, MS_BIND | MS_REC, NULL) == 0);
+	CHECK(chroot("/tmp") == 0 && chdir("/") == 0);
+	device = open(name, O_RDWR);
+	bind.iommufd = open("/dev/iommu", O_RDWR);
+	CHECK(device >= 0 && bind.iommufd >= 0);
+	CHECK(ioctl(device, BIND_IOMMUFD, &bind) == 0);
+	CHECK(ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0);
+}
+
 /* Memory of each kind is mapped; memory that is not there is not. */
 static void memory(void)
 {
@@ -775,7 +811,7 @@ int main(int count, char **arguments)
 		     { "leaves", leaves },     { "held", held },	     { "abandons", abandons },
 		     { "crowd", crowd },	     { "children", children },
 		     { "showered", showered },
-		     { "firsts", firsts },     { "own_table", own_table },   { "orphans", orphans },
+		     { "jail", jail },	     { "firsts", firsts },     { "own_table", own_table },   { "orphans", orphans },
 		     { "outlives", outlives } };
 	size_t known = sizeof acts / sizeof *acts, act;
 
