@@ -122,6 +122,7 @@
 //! - A descriptor is replaced at the first request on it, and when a region is mapped by it, if it still is the same open file.
 //!   A thread that closes it at that moment and opens a file with its number may find that file replaced.
 //! - io_uring_setup(2) fails with ENOSYS: the filter does not see the requests of a ring.
+//! - Memory of a program that sets PR_SET_DUMPABLE to 0 cannot be mapped for DMA without root (EFAULT).
 //! - The real devices of VFIO are hidden: `/dev/vfio` has the devices of this process only.
 //!
 //! Programs with a seccomp listener of their own, 32-bit programs, and without root those that gain rights at exec cannot

@@ -13,7 +13,7 @@ use std::time::Duration;
 use libc::{SECCOMP_ADDFD_FLAG_SETFD, seccomp_notif_addfd};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
-use rustix::fs::{AtFlags, CWD, Stat, readlinkat, statat};
+use rustix::fs::{AtFlags, CWD, Stat, fstat, readlinkat, statat};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use whimbrel_device::{Errno, Fault};
 
@@ -25,6 +25,7 @@ const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_
 
 /// Said once: it happens at each request.
 static TOLD_OF_TABLES: Once = Once::new();
+static TOLD_OF_DUMPS: Once = Once::new();
 
 /// A task whose call waits.
 #[derive(Clone, Copy, Debug)]
@@ -139,21 +140,42 @@ impl<'a> Task<'a> {
         if fd < 0 {
             return Err(Errno::EBADF);
         }
-        let stat = statat(CWD, self.fd_path(fd), AtFlags::empty());
-        let stat = stat.map_err(|_| Errno::EBADF)?;
+        let stat = match statat(CWD, self.fd_path(fd), AtFlags::empty()) {
+            Err(rustix::io::Errno::ACCESS) => fstat(self.undumpable(fd)?)?,
+            stat => stat.map_err(|_| Errno::EBADF)?,
+        };
         if self.is_waiting() { Ok(stat) } else { Err(Errno::EBADF) }
     }
 
     /// Returns the path of the file behind a descriptor, as far as it has one.
     pub(super) fn link(&self, fd: i32) -> Result<Vec<u8>, Errno> {
-        let path = readlinkat(CWD, self.fd_path(fd), Vec::new()).map_err(|_| Errno::EBADF)?;
-        Ok(path.into_bytes())
+        match readlinkat(CWD, self.fd_path(fd), Vec::new()) {
+            Err(rustix::io::Errno::ACCESS) => Ok(own_link(self.undumpable(fd)?.as_fd()).into_bytes()),
+            path => Ok(path.map_err(|_| Errno::EBADF)?.into_bytes()),
+        }
     }
 
     /// Returns the kernel's description of a descriptor. EBADF if it is not open.
     pub(super) fn descriptor(&self, fd: i32) -> Result<Descriptor, Errno> {
-        let text = std::fs::read_to_string(self.proc_path(format!("fdinfo/{fd}")));
-        text.ok().and_then(|text| Descriptor::parse(&text)).ok_or(Errno::EBADF)
+        match std::fs::read_to_string(self.proc_path(format!("fdinfo/{fd}"))) {
+            // Whether exec closes it cannot be known: a file that is lost then is worse than one that stays.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                Ok(Descriptor { is_closed_at_exec: false, ..own_descriptor(self.undumpable(fd)?)? })
+            }
+            text => text.ok().and_then(|text| Descriptor::parse(&text)).ok_or(Errno::EBADF),
+        }
+    }
+
+    /// Returns another handle to an open file of a process whose `/proc/PID/fd` belongs to root: it has set PR_SET_DUMPABLE
+    /// to 0, or has executed a file that it cannot read.
+    fn undumpable(&self, fd: i32) -> Result<OwnedFd, Errno> {
+        TOLD_OF_DUMPS.call_once(|| {
+            tracing::warn!(
+                "a process of the program cannot be looked into by its user (PR_SET_DUMPABLE): its requests take longer, and \
+                 its memory cannot be mapped for DMA without root"
+            );
+        });
+        self.duplicate(fd)
     }
 
     /// Returns the time that the thread has worked, a moment ago if it works now. `None` from a kernel without

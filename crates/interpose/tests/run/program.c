@@ -133,6 +133,27 @@ static void jail(void)
 	CHECK(ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0);
 }
 
+static int trigger(int device, int event)
+{
+	struct {
+		struct vfio_irq_set set;
+		int event;
+	} set = { { sizeof set, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0, 1 }, event };
+
+	return ioctl(device, VFIO_DEVICE_SET_IRQS, &set);
+}
+
+/* Without root, nobody else sees the descriptors of such a program in /proc. */
+static void undumpable(void)
+{
+	int group, container, device;
+
+	CHECK(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0);
+	device = open_device(&group, &container);
+	check_config(device);
+	CHECK(trigger(device, eventfd(0, 0)) == 0);
+}
+
 /* Memory of each kind is mapped; memory that is not there is not. */
 static void memory(void)
 {
@@ -390,16 +411,6 @@ static void firsts(void)
 			CHECK(pthread_join(thread[i], NULL) == 0);
 		CHECK(close(container) == 0);
 	}
-}
-
-static int trigger(int device, int event)
-{
-	struct {
-		struct vfio_irq_set set;
-		int event;
-	} set = { { sizeof set, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0, 1 }, event };
-
-	return ioctl(device, VFIO_DEVICE_SET_IRQS, &set);
 }
 
 /* In a thread with descriptors of its own: 60 is an eventfd here, and a container for the first thread. */
@@ -811,7 +822,7 @@ int main(int count, char **arguments)
 		     { "leaves", leaves },     { "held", held },	     { "abandons", abandons },
 		     { "crowd", crowd },	     { "children", children },
 		     { "showered", showered },
-		     { "jail", jail },	     { "firsts", firsts },     { "own_table", own_table },   { "orphans", orphans },
+		     { "undumpable", undumpable }, { "jail", jail },	     { "firsts", firsts },     { "own_table", own_table },   { "orphans", orphans },
 		     { "outlives", outlives } };
 	size_t known = sizeof acts / sizeof *acts, act;
 

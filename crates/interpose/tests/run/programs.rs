@@ -34,6 +34,7 @@ acts! {
     what_is_closed_can_be_opened_at_once: "reopens" on "serial";
     threads_make_requests_at_a_time: "threads" on "serial";
     a_device_is_used_in_a_chroot: "jail" on "serial";
+    a_program_that_cannot_be_looked_into_is_served: "undumpable" on "serial";
     duplicates_from_before_the_first_request_are_the_same_file: "early_dups" on "serial";
     threads_make_the_first_request_at_a_time: "firsts" on "serial";
     a_thread_with_descriptors_of_its_own_is_served_by_them: "own_table" on "serial";
