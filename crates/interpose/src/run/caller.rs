@@ -1,5 +1,6 @@
 //! The task of a call as the caller of a raw request: its memory, its descriptors, and what they are.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -17,7 +18,8 @@ use super::files::{Files, Found, Object, OpenFile};
 use super::filter::REGIONS;
 use super::forks;
 use super::mapping;
-use super::memory::{self, ProgramMemory};
+use super::memory;
+use super::program_memory::Memories;
 use super::recording::Recording;
 use super::task::Task;
 
@@ -29,10 +31,13 @@ const DATA_FILES: i32 = 64;
 pub(super) struct TaskCaller<'a> {
     pub(super) task: Task<'a>,
     pub(super) files: &'a Files,
+    pub(super) memories: &'a Memories,
     /// Data files have numbers from this one on.
     pub(super) first_data_file: i32,
     /// The recording of the request, if the program is traced.
     pub(super) recording: Option<&'a Recording<'a>>,
+    /// The errno of a lack of this process, if that is why memory could not be had. The program is told so.
+    pub(super) lacks: Cell<Option<Errno>>,
 }
 
 impl TaskCaller<'_> {
@@ -136,7 +141,8 @@ impl Process for TaskCaller<'_> {
         size: u64,
         rights: DmaMapFlags,
     ) -> Result<Arc<dyn RemoteMemory>, Fault> {
-        Ok(Arc::new(ProgramMemory::new(&self.task, vaddr, size, rights)?))
+        let lacks = |errno| self.lacks.set(Some(errno));
+        Ok(memory::remote(&self.task, self.memories, (vaddr, size, rights), lacks)?)
     }
 
     fn region_offset(&self, index: u32) -> u64 {

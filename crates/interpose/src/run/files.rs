@@ -34,6 +34,7 @@ use whimbrel_protocol::session::Direction;
 use super::forks;
 use super::mapping_calls::MappingCalls;
 use super::region_files::{self, Given, RegionFiles};
+use super::shortage;
 use super::task::{self, FileId, Task};
 use super::traced::TracedFile;
 
@@ -424,7 +425,10 @@ impl Files {
 
     /// Makes a memory file that stands for an open file, and returns it as the program is to have it.
     fn identify(&self, open: &Arc<OpenFile>) -> Result<File, Errno> {
-        let file = File::from(memfd_create(open.name(), MemfdFlags::CLOEXEC)?);
+        let file = File::from(
+            memfd_create(open.name(), MemfdFlags::CLOEXEC)
+                .map_err(|errno| shortage::of(&errno.into()).unwrap_or_else(|| errno.into()))?,
+        );
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let (read, write) = open.rights();
         let given = OpenOptions::new().read(read).write(write).custom_flags(libc::O_CLOEXEC).open(&path);

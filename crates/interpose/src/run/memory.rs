@@ -5,59 +5,37 @@
 //! unmapped is a DMA fault.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::time::Instant;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use rustix::fs::{fstatfs, major, minor};
-use whimbrel_device::{Errno, Fault, FileOffset, Memory, RemoteMemory};
+use whimbrel_device::{Errno, Fault, FileOffset, Memory};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::maps::{self, Mapped};
+use super::program_memory::{Memories, ProgramMemory};
+use super::shortage;
 use super::task::Task;
 
 /// `f_type` of the file systems whose files are memory (`include/uapi/linux/magic.h`).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
-/// Memory of a process that is accessed by requests to the kernel. It is that of the program that the process ran when
-/// this was opened: after exec, or the process's end, every access fails with EFAULT.
-#[derive(Debug)]
-pub(super) struct ProgramMemory {
-    file: File,
-}
-
-impl ProgramMemory {
-    /// Returns access to `size` bytes from `vaddr`. A fault at the first address that is not mapped with these rights.
-    pub(super) fn new(
-        task: &Task<'_>,
-        vaddr: u64,
-        size: u64,
-        rights: DmaMapFlags,
-    ) -> Result<ProgramMemory, Fault> {
-        allowed(task, vaddr, size, rights)?;
-        let file = task.memory().map_err(|_| Fault::new(vaddr))?;
-        Ok(ProgramMemory { file })
-    }
-}
-
-/// A page that is not in memory may keep an access waiting past its deadline; the end of the program ends it.
-impl RemoteMemory for ProgramMemory {
-    fn read(&self, address: u64, data: &mut [u8], _: Instant) -> Result<(), Errno> {
-        self.file.read_exact_at(data, address).map_err(|error| errno(&error))
-    }
-
-    fn write(&self, address: u64, data: &[u8], _: Instant) -> Result<(), Errno> {
-        self.file.write_all_at(data, address).map_err(|error| errno(&error))
-    }
-}
-
-/// The kernel answers EIO for memory that is gone, and no bytes for a process that is.
-fn errno(error: &io::Error) -> Errno {
-    match Errno::from_io_error(error) {
-        None | Some(Errno::EIO) => Errno::EFAULT,
-        Some(errno) => errno,
-    }
+/// Returns access to `size` bytes from `vaddr`, as far as they are mapped with these rights now. `lacks` is called with what
+/// this process lacks, if that is the reason of a fault.
+pub(super) fn remote(
+    task: &Task<'_>,
+    memories: &Memories,
+    (vaddr, size, rights): (u64, u64, DmaMapFlags),
+    lacks: impl Fn(Errno),
+) -> Result<Arc<ProgramMemory>, Fault> {
+    allowed(task, (vaddr, size, rights), &lacks)?;
+    memories.get(task).map_err(|errno| {
+        if errno != Errno::EFAULT {
+            lacks(errno);
+        }
+        Fault::new(vaddr)
+    })
 }
 
 /// Returns the shared memory behind `size` bytes from `vaddr`. A fault if a part of it is not mapped with these rights,
@@ -68,7 +46,8 @@ pub(super) fn shared(
     size: u64,
     rights: DmaMapFlags,
 ) -> Result<Vec<Memory>, Fault> {
-    let mapped = allowed(task, vaddr, size, rights)?;
+    // What this process lacks is told by whoever tries the memory that is not shared then.
+    let mapped = allowed(task, (vaddr, size, rights), &|_| {})?;
     if mapped.iter().any(|mapped| !mapped.shared || mapped.inode == 0) {
         return Err(Fault::new(vaddr));
     }
@@ -84,8 +63,15 @@ pub(super) fn shared(
 }
 
 /// Returns the mappings that the range lies in.
-fn allowed(task: &Task<'_>, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Mapped>, Fault> {
-    let maps = fs::read(task.proc_path("maps")).map_err(|_| Fault::new(vaddr))?;
+fn allowed(
+    task: &Task<'_>,
+    (vaddr, size, rights): (u64, u64, DmaMapFlags),
+    lacks: &impl Fn(Errno),
+) -> Result<Vec<Mapped>, Fault> {
+    let maps = fs::read(task.proc_path("maps")).map_err(|error| {
+        shortage::of(&error).into_iter().for_each(lacks);
+        Fault::new(vaddr)
+    })?;
     if !task.is_waiting() {
         return Err(Fault::new(vaddr));
     }

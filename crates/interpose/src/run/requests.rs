@@ -188,6 +188,9 @@ fn ioctl(
         Object::Cdev(cdev) => cdev.ioctl(number, argument, caller),
         Object::Data(data) => data.ioctl(number, argument, caller),
     };
+    // A fault of memory that this process could not look at is none of the program's.
+    let result =
+        result.map_err(|errno| caller.lacks.get().filter(|_| errno == Errno::EFAULT).unwrap_or(errno));
     result.map(i64::from).into()
 }
 

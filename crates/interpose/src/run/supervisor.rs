@@ -5,6 +5,7 @@
 //! that waits, such as a state change, holds up no other. If the receiver does not come back from an answer, another
 //! thread takes its [turn](Turn).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,6 +25,7 @@ use super::answer::Answer;
 use super::caller::TaskCaller;
 use super::events::Take;
 use super::files::{Files, OpenFile};
+use super::program_memory::Memories;
 use super::recording::Recording;
 use super::requests;
 use super::system::{receive, send};
@@ -54,6 +56,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 struct Shared {
     listener: OwnedFd,
     files: Files,
+    memories: Memories,
     first_data_file: i32,
     trace: Option<Trace>,
     /// Readable once everything ends.
@@ -115,6 +118,7 @@ impl Supervisor {
         let shared = Arc::new(Shared {
             listener,
             files,
+            memories: Memories::default(),
             first_data_file,
             trace,
             stop,
@@ -373,8 +377,14 @@ impl Shared {
         {
             recording.found(data.args[0] as i32, open);
         }
-        let (files, first_data_file) = (&self.files, self.first_data_file);
-        let mut caller = TaskCaller { task, files, first_data_file, recording: recording.as_ref() };
+        let mut caller = TaskCaller {
+            task,
+            files: &self.files,
+            memories: &self.memories,
+            first_data_file: self.first_data_file,
+            recording: recording.as_ref(),
+            lacks: Cell::new(None),
+        };
         // The program is not to wait forever for a request that went wrong here.
         let answer = catch_unwind(AssertUnwindSafe(|| decide((open.as_ref(), &mut caller))));
         let answer = answer.unwrap_or(Answer::Error(Errno::EIO));

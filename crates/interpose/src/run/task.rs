@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, CWD, Stat, fstat, readlinkat, statat};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use whimbrel_device::{Errno, Fault};
 
+use super::shortage;
 use super::system::{add_descriptor, compare_open_files, is_waiting};
 use crate::kcmp;
 
@@ -48,6 +49,14 @@ impl FileId {
     pub(super) fn of(stat: &Stat) -> FileId {
         FileId { device: stat.st_dev, inode: stat.st_ino }
     }
+}
+
+/// A process, by its number and the time of its start: the number may be given to another one once it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProcessId {
+    number: u32,
+    /// Ticks since the machine's start.
+    start: u64,
 }
 
 /// A descriptor and its open file.
@@ -162,7 +171,7 @@ impl<'a> Task<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 Ok(Descriptor { is_closed_at_exec: false, ..own_descriptor(self.undumpable(fd)?)? })
             }
-            text => text.ok().and_then(|text| Descriptor::parse(&text)).ok_or(Errno::EBADF),
+            text => Descriptor::parse(&text.map_err(shortage::or_bad_descriptor)?).ok_or(Errno::EBADF),
         }
     }
 
@@ -194,7 +203,8 @@ impl<'a> Task<'a> {
         if !self.is_waiting() {
             return Err(Errno::EBADF);
         }
-        Ok(pidfd_getfd(&thread, fd, PidfdGetfdFlags::empty())?)
+        pidfd_getfd(&thread, fd, PidfdGetfdFlags::empty())
+            .map_err(|errno| shortage::of(&errno.into()).unwrap_or_else(|| errno.into()))
     }
 
     /// Opens the thread. Before Linux 6.9 only the process's first thread can be opened: it serves if it shares its table of
@@ -203,7 +213,7 @@ impl<'a> Task<'a> {
         let thread = rustix::process::Pid::from_raw(self.pid).ok_or(Errno::EBADF)?;
         match pidfd_open(thread, PIDFD_THREAD) {
             Err(rustix::io::Errno::INVAL) => {}
-            handle => return handle.map_err(|_| Errno::EBADF),
+            handle => return handle.map_err(shortage::or_bad_descriptor),
         }
         let first = self.process().ok_or(Errno::EBADF)?;
         let shared = first == thread
@@ -221,7 +231,7 @@ impl<'a> Task<'a> {
             });
             return Err(Errno::EBADF);
         }
-        pidfd_open(first, PidfdFlags::empty()).map_err(|_| Errno::EBADF)
+        pidfd_open(first, PidfdFlags::empty()).map_err(shortage::or_bad_descriptor)
     }
 
     /// Returns whether a descriptor of it is this open file. True where the kernel cannot tell.
@@ -235,6 +245,16 @@ impl<'a> Task<'a> {
     fn process(&self) -> Option<rustix::process::Pid> {
         let number = process(self.pid.cast_unsigned())?;
         rustix::process::Pid::from_raw(number.cast_signed())
+    }
+
+    /// Returns its process. EFAULT if it is gone.
+    pub(super) fn process_id(&self) -> Result<ProcessId, Errno> {
+        let gone = |error: &std::io::Error| shortage::of(error).unwrap_or(Errno::EFAULT);
+        let status = std::fs::read_to_string(self.proc_path("status")).map_err(|error| gone(&error))?;
+        let number = process_in(&status).ok_or(Errno::EFAULT)?;
+        let text = std::fs::read(format!("/proc/{number}/stat")).map_err(|error| gone(&error))?;
+        let start = start_in(&text).ok_or(Errno::EFAULT)?;
+        if self.is_waiting() { Ok(ProcessId { number, start }) } else { Err(Errno::EFAULT) }
     }
 
     /// Installs a descriptor, and returns its number.
@@ -262,7 +282,7 @@ impl<'a> Task<'a> {
     /// Opens its memory, which stays that of the program it runs now. EFAULT if it has none any more.
     pub(super) fn memory(&self) -> Result<File, Errno> {
         let memory = std::fs::OpenOptions::new().read(true).write(true).open(self.proc_path("mem"));
-        let memory = memory.map_err(|_| Errno::EFAULT)?;
+        let memory = memory.map_err(|error| shortage::of(&error).unwrap_or(Errno::EFAULT))?;
         if self.is_waiting() { Ok(memory) } else { Err(Errno::EFAULT) }
     }
 }
@@ -270,6 +290,11 @@ impl<'a> Task<'a> {
 /// Returns the number of the process of a thread.
 pub(super) fn process(thread: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    process_in(&status)
+}
+
+/// Returns the number of the process in the `/proc/PID/status` of a thread.
+fn process_in(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
@@ -278,6 +303,14 @@ pub(super) fn own_descriptor(file: impl AsFd) -> Result<Descriptor, Errno> {
     use std::os::fd::AsRawFd;
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd()));
     text.ok().and_then(|text| Descriptor::parse(&text)).ok_or(Errno::EBADF)
+}
+
+/// Returns the start time in the `/proc/PID/stat` of a process, its 22nd field. The second one is a name in parentheses,
+/// which may have any bytes.
+fn start_in(stat: &[u8]) -> Option<u64> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// Returns the path of the file behind a descriptor of this process, as its opener named it.
@@ -317,5 +350,14 @@ mod tests {
         let none = Descriptor { is_closed_at_exec: false, is_writable: false, locks: vec![] };
         assert_eq!(Descriptor::parse("flags:\t0100000\n"), Some(none));
         assert_eq!(Descriptor::parse("pos:\t0\n"), None);
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_behind_its_name() {
+        let text = b"7 (a) b) S 1 7 7 0 -1 4194560 95 0 0 0 1 2 0 0 20 0 1 0 4711 2990080 198\n";
+        assert_eq!(start_in(text), Some(4711));
+        assert_eq!(start_in(b"7 (a"), None);
+        let own = std::fs::read("/proc/self/stat").unwrap();
+        assert!(start_in(&own).is_some_and(|start| start > 0));
     }
 }

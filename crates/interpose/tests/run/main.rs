@@ -9,6 +9,7 @@ mod endings;
 mod endurance;
 mod faults;
 mod host;
+mod limits;
 mod programs;
 mod python;
 mod support;

@@ -46,6 +46,12 @@ pub(crate) fn mapper() -> Option<&'static Path> {
     MAPPER.get_or_init(|| build("mapper.c", "mapper", None)).as_deref()
 }
 
+/// Builds the program in C that reaches limits, once. `None` without a C compiler.
+pub(crate) fn at_limits() -> Option<&'static Path> {
+    static LIMITS: OnceLock<Option<PathBuf>> = OnceLock::new();
+    LIMITS.get_or_init(|| build("limits.c", "limits", None)).as_deref()
+}
+
 fn build(source: &str, name: &str, option: Option<&str>) -> Option<PathBuf> {
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_string());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run").join(source);
