@@ -37,6 +37,7 @@ use super::region_files::{self, Given, RegionFiles};
 use super::shortage;
 use super::task::{self, FileId, Task};
 use super::traced::TracedFile;
+use super::unread::Unread;
 
 /// Open files that a program may have at a time.
 const MAX_FILES: usize = 4096;
@@ -62,6 +63,8 @@ pub(super) struct OpenFile {
     /// The file as a trace knows it, if there is one. It ends after the object.
     pub(super) traced: OnceLock<TracedFile>,
     mapping_calls: MappingCalls,
+    /// Of a data file.
+    pub(super) unread: Unread,
 }
 
 /// A memory file that stands for an open file in the program.
@@ -141,7 +144,13 @@ impl Table {
 impl OpenFile {
     /// Returns the open file of an object that a request opens.
     pub(super) fn new(object: Object) -> OpenFile {
-        OpenFile { object, origin: None, traced: OnceLock::new(), mapping_calls: MappingCalls::default() }
+        OpenFile {
+            object,
+            origin: None,
+            traced: OnceLock::new(),
+            mapping_calls: MappingCalls::default(),
+            unread: Unread::default(),
+        }
     }
 
     /// Returns the path of the plain file that the program opened for it, if it did.

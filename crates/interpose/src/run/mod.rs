@@ -159,6 +159,7 @@ mod system;
 mod task;
 mod traced;
 mod turn;
+mod unread;
 
 pub use self::child::{Child, Stopper};
 pub use self::command::{Command, DeviceFiles};

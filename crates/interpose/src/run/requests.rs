@@ -15,6 +15,7 @@ use super::caller::TaskCaller;
 use super::files::{Found, Object, OpenFile};
 use super::filter::{KVM_SET_DEVICE_ATTR, REGIONS};
 use super::mapping;
+use super::unread::Unread;
 
 /// Bytes of one access to a region, or of one read or write of a stream. A call for more is answered for as many.
 const MAX_ACCESS: usize = 4 << 20;
@@ -149,10 +150,10 @@ pub(super) fn answer(
         (libc::SYS_pwritev | libc::SYS_pwritev2, Object::Device(_) | Object::Cdev(_)) => {
             region(open, several, offset, caller, write_region)
         }
-        (libc::SYS_read, Object::Data(data)) => stream(data, one, caller, read_stream),
-        (libc::SYS_write, Object::Data(data)) => stream(data, one, caller, write_stream),
-        (libc::SYS_readv, Object::Data(data)) => stream(data, several, caller, read_stream),
-        (libc::SYS_writev, Object::Data(data)) => stream(data, several, caller, write_stream),
+        (libc::SYS_read, Object::Data(data)) => stream((data, &open.unread), one, caller, read_stream),
+        (libc::SYS_write, Object::Data(data)) => stream((data, &open.unread), one, caller, write_stream),
+        (libc::SYS_readv, Object::Data(data)) => stream((data, &open.unread), several, caller, read_stream),
+        (libc::SYS_writev, Object::Data(data)) => stream((data, &open.unread), several, caller, write_stream),
         (libc::SYS_dup, Object::Data(_)) => duplicate(fd, 0, false, caller),
         (libc::SYS_fcntl, Object::Data(_)) => {
             duplicate(fd, data.args[2], data.args[1] as c_int == libc::F_DUPFD_CLOEXEC, caller)
@@ -334,27 +335,39 @@ fn bytes_in(device: &DeviceFile, index: u32, at: u64, length: usize) -> Result<u
     Ok(usize::try_from(left).map_or(length, |left| left.min(length)))
 }
 
-type StreamAccess = fn(&DataFile, u64, usize, &TaskCaller<'_>) -> Result<usize, Errno>;
+/// A data file, and what was read from it in vain.
+type Stream<'a> = (&'a DataFile, &'a Unread);
+
+type StreamAccess = fn(Stream<'_>, u64, usize, &TaskCaller<'_>) -> Result<usize, Errno>;
 
 /// Makes a read or write of a data file.
-fn stream(data: &DataFile, buffers: Buffers, caller: &TaskCaller<'_>, access: StreamAccess) -> Answer {
-    buffers.each(caller, |address, length, _| access(data, address, length, caller)).into()
+fn stream(stream: Stream<'_>, buffers: Buffers, caller: &TaskCaller<'_>, access: StreamAccess) -> Answer {
+    buffers.each(caller, |address, length, _| access(stream, address, length, caller)).into()
 }
 
+/// Reads a data file. What the program's memory does not take is read again.
 fn read_stream(
-    data: &DataFile,
+    (data, unread): Stream<'_>,
     address: u64,
     length: usize,
     caller: &TaskCaller<'_>,
 ) -> Result<usize, Errno> {
     let mut bytes = vec![0; length];
-    let count = data.read(&mut bytes)?;
-    caller.give(address, &bytes[..count])?;
+    if data.is_over() {
+        unread.clear();
+    }
+    let again = unread.take(&mut bytes);
+    let count = match data.read(&mut bytes[again..]) {
+        Ok(new) => again + new,
+        Err(_) if again > 0 => again,
+        Err(errno) => return Err(errno),
+    };
+    caller.give(address, &bytes[..count]).inspect_err(|_| unread.put_back(&bytes[..count]))?;
     Ok(count)
 }
 
 fn write_stream(
-    data: &DataFile,
+    (data, _): Stream<'_>,
     address: u64,
     length: usize,
     caller: &TaskCaller<'_>,

@@ -1,6 +1,6 @@
 /*
- * A program at the limits of the process that serves it: many mappings, descriptors that run out. Each argument after the
- * PCI address names one thing that it does.
+ * A program at its limits, and at those of the process that serves it: many mappings, descriptors that run out, memory that
+ * ends within a read. Each argument after the PCI address names one thing that it does.
  */
 #include "vfio.h"
 
@@ -132,12 +132,61 @@ static void execs(void)
 	CHECK(memory[0] == 0);
 }
 
+/* Reads all of the device's state; after each good read one that ends in memory that is not there. */
+static size_t read_state(int device, char *state, size_t size, int faults)
+{
+	char *end = (char *)pages(2, MAP_PRIVATE) + PAGE;
+	size_t done = 0;
+	ssize_t count;
+	int data;
+
+	CHECK(munmap(end, PAGE) == 0);
+	data = migration_state(device, VFIO_DEVICE_STATE_STOP_COPY);
+	CHECK(data >= 0);
+	do {
+		struct iovec parts[] = { { state + done, 2 }, { end - 1, 4 } };
+
+		if (faults && done < 40 && done % 3 == 0)
+			FAILS(read(data, end - 4, 16), EFAULT);
+		if (faults && done == 5) {
+			CHECK(readv(data, parts, 2) == 2);
+			done += 2;
+		}
+		count = read(data, state + done, faults && done < 20 ? 5 : size - done);
+		CHECK(count >= 0);
+		done += count;
+	} while (count > 0);
+	migration_state(device, VFIO_DEVICE_STATE_STOP);
+	FAILS(read(data, state, 1), ENODEV);
+	close(data);
+	return done;
+}
+
+/* A read into memory that is not there loses nothing. */
+static void reads(void)
+{
+	static char whole[8 << 20], pieces[8 << 20];
+	int group, container, device = open_device(&group, &container), data;
+	char *end = (char *)pages(2, MAP_PRIVATE) + PAGE;
+	size_t size = read_state(device, whole, sizeof whole, 0);
+
+	CHECK(size > 40);
+	CHECK(read_state(device, pieces, sizeof pieces, 1) == size);
+	CHECK(memcmp(whole, pieces, size) == 0);
+	/* What was not read ends with the session. */
+	CHECK(munmap(end, PAGE) == 0);
+	data = migration_state(device, VFIO_DEVICE_STATE_STOP_COPY);
+	FAILS(read(data, end, 16), EFAULT);
+	migration_state(device, VFIO_DEVICE_STATE_STOP);
+	FAILS(read(data, pieces, 16), ENODEV);
+}
+
 int main(int count, char **arguments)
 {
 	static const struct {
 		const char *name;
 		void (*act)(void);
-	} acts[] = { { "maps", maps }, { "exhausts", exhausts }, { "execs", execs } };
+	} acts[] = { { "maps", maps }, { "exhausts", exhausts }, { "execs", execs }, { "reads", reads } };
 	size_t known = sizeof acts / sizeof *acts, act;
 	int device, container;
 

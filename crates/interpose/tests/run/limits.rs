@@ -49,3 +49,8 @@ fn missing_descriptors_of_the_serving_process_are_told() {
 fn memory_of_before_exec_is_not_that_of_after_it() {
     act(at_limits(), "execs", "accel?state=1MiB");
 }
+
+#[test]
+fn a_read_into_memory_that_is_not_there_loses_nothing() {
+    act(at_limits(), "reads", "serial");
+}
