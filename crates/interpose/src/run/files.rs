@@ -259,12 +259,15 @@ impl Files {
             if FileId::of(&fstat(&origin)?) != FileId::of(&stat) {
                 continue;
             }
+            let descriptor = task.descriptor(fd)?;
+            if descriptor.is_path {
+                return Err(Errno::EBADF);
+            }
             let open = self.open(node, &origin)?;
             let file = self.identify(&open)?;
-            let is_closed_at_exec = task.descriptor(fd)?.is_closed_at_exec;
             // Only a moment is left in which the program can close it and open another file by its number.
             if task.has(fd, &origin) {
-                task.install_at(fd, &file, is_closed_at_exec)?;
+                task.install_at(fd, &file, descriptor.is_closed_at_exec)?;
                 return Ok(Found::Open(open));
             }
         }

@@ -77,7 +77,8 @@ fn allowed(
     }
     let found = maps::covering(&String::from_utf8_lossy(&maps), vaddr, size).map_err(Fault::new)?;
     let writes = rights.contains(DmaMapFlags::WRITE);
-    match found.iter().find(|mapped| !mapped.read || (writes && !mapped.write)) {
+    // The kernel asks for one right only: what is writable is readable for devices.
+    match found.iter().find(|mapped| if writes { !mapped.write } else { !mapped.read }) {
         Some(mapped) => Err(Fault::new(mapped.start.max(vaddr))),
         None => Ok(found),
     }

@@ -29,6 +29,12 @@ static TOLD_OF_RING: Once = Once::new();
 /// Parts of a call with several buffers (`UIO_MAXIOV`).
 const MAX_PARTS: u64 = 1024;
 
+/// No program has memory from here on.
+const END_OF_ADDRESSES: u64 = 1 << 56;
+
+/// `RWF_HIPRI`, the only flag of preadv2(2) and pwritev2(2) for a file that knows none (`include/uapi/linux/fs.h`).
+const HIGH_PRIORITY: u64 = 1;
+
 /// `struct iovec` of the program.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -136,7 +142,12 @@ pub(super) fn answer(
         // The close of its device ends it.
         caller.files.read_closes();
     }
-    let (one, several) = (One(address, length), Several(address, length));
+    let flags = match c_long::from(data.nr) {
+        // The kernel looks at 32 bits.
+        libc::SYS_preadv2 | libc::SYS_pwritev2 => data.args[5] & u64::from(u32::MAX),
+        _ => 0,
+    };
+    let (one, several) = (One(address, length), Several(address, length, flags));
     match (c_long::from(data.nr), &open.object) {
         (libc::SYS_pread64, Object::Device(_) | Object::Cdev(_)) => {
             region(open, one, offset, caller, read_region)
@@ -149,6 +160,13 @@ pub(super) fn answer(
         }
         (libc::SYS_pwritev | libc::SYS_pwritev2, Object::Device(_) | Object::Cdev(_)) => {
             region(open, several, offset, caller, write_region)
+        }
+        // At the file's position.
+        (libc::SYS_preadv2, Object::Data(data)) if offset == u64::MAX => {
+            stream((data, &open.unread), several, caller, read_stream)
+        }
+        (libc::SYS_pwritev2, Object::Data(data)) if offset == u64::MAX => {
+            stream((data, &open.unread), several, caller, write_stream)
         }
         (libc::SYS_read, Object::Data(data)) => stream((data, &open.unread), one, caller, read_stream),
         (libc::SYS_write, Object::Data(data)) => stream((data, &open.unread), one, caller, write_stream),
@@ -218,7 +236,8 @@ fn kvm_attribute(fd: i32, argument: u64, caller: &TaskCaller<'_>) -> Answer {
 #[derive(Clone, Copy)]
 enum Buffers {
     One(u64, u64),
-    Several(u64, u64),
+    /// And the flags of the call.
+    Several(u64, u64, u64),
 }
 
 use Buffers::{One, Several};
@@ -237,14 +256,15 @@ impl Buffers {
                 one = [Part { address, length }];
                 &one
             }
-            Several(_, count) if count > MAX_PARTS => return Err(Errno::EINVAL),
-            Several(address, count) => {
+            Several(_, count, _) if count > MAX_PARTS => return Err(Errno::EINVAL),
+            Several(address, count, _) => {
                 let mut parts = vec![Part::new_zeroed(); count as usize];
                 caller.task.read(address, parts.as_mut_bytes())?;
                 several = parts;
                 &several
             }
         };
+        self.check(parts)?;
         let mut done = 0u64;
         if let Some(recording) = caller.recording {
             recording.asks(parts.iter().fold(0, |sum, part| sum.saturating_add(part.length)));
@@ -263,6 +283,26 @@ impl Buffers {
             }
         }
         Ok(done.cast_signed())
+    }
+}
+
+impl Buffers {
+    /// Checks what the kernel checks before it asks the file: a negative length in a list is EINVAL, one past all memory
+    /// EFAULT, and flags EOPNOTSUPP where there are bytes.
+    fn check(self, parts: &[Part]) -> Result<(), Errno> {
+        if matches!(self, Several(..)) && parts.iter().any(|part| part.length.cast_signed() < 0) {
+            return Err(Errno::EINVAL);
+        }
+        let ends =
+            |part: &Part| part.address.checked_add(part.length).is_some_and(|end| end <= END_OF_ADDRESSES);
+        if !parts.iter().all(ends) {
+            return Err(Errno::EFAULT);
+        }
+        let has_bytes = parts.iter().any(|part| part.length > 0);
+        match self {
+            Several(.., flags) if has_bytes && flags & !HIGH_PRIORITY != 0 => Err(Errno::EOPNOTSUPP),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -64,6 +64,8 @@ pub(super) struct ProcessId {
 pub(super) struct Descriptor {
     pub(super) is_closed_at_exec: bool,
     pub(super) is_writable: bool,
+    /// It stands for a path only (O_PATH).
+    pub(super) is_path: bool,
     /// First bytes of the open file's locks.
     pub(super) locks: Vec<u64>,
 }
@@ -79,6 +81,7 @@ impl Descriptor {
         Some(Descriptor {
             is_closed_at_exec: flags & libc::O_CLOEXEC != 0,
             is_writable: flags & libc::O_ACCMODE == libc::O_RDWR,
+            is_path: flags & libc::O_PATH != 0,
             locks: locks.filter_map(first).collect(),
         })
     }
@@ -344,10 +347,14 @@ mod tests {
         let text = "pos:\t0\nflags:\t02100002\nmnt_id:\t1\nino:\t17\n\
                     lock:\t1: POSIX  ADVISORY  WRITE 7 00:01:17 5 5\n\
                     lock:\t2: OFDLCK ADVISORY  READ  -1 00:01:17 6917529027641081856 6917529027641081856\n";
-        let expected =
-            Descriptor { is_closed_at_exec: true, is_writable: true, locks: vec![6_917_529_027_641_081_856] };
+        let expected = Descriptor {
+            is_closed_at_exec: true,
+            is_writable: true,
+            is_path: false,
+            locks: vec![6_917_529_027_641_081_856],
+        };
         assert_eq!(Descriptor::parse(text), Some(expected));
-        let none = Descriptor { is_closed_at_exec: false, is_writable: false, locks: vec![] };
+        let none = Descriptor { is_closed_at_exec: false, is_writable: false, is_path: false, locks: vec![] };
         assert_eq!(Descriptor::parse("flags:\t0100000\n"), Some(none));
         assert_eq!(Descriptor::parse("pos:\t0\n"), None);
     }

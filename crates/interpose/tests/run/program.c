@@ -17,11 +17,16 @@ static void *map(int container, int flags, int fd)
 	return memory;
 }
 
+static void unmap_size(int container, uint64_t size)
+{
+	struct vfio_iommu_type1_dma_unmap dma = { .argsz = sizeof dma, .iova = IOVA, .size = size };
+
+	CHECK(ioctl(container, VFIO_IOMMU_UNMAP_DMA, &dma) == 0 && dma.size == size);
+}
+
 static void unmap(int container)
 {
-	struct vfio_iommu_type1_dma_unmap dma = { .argsz = sizeof dma, .iova = IOVA, .size = 2 * PAGE };
-
-	CHECK(ioctl(container, VFIO_IOMMU_UNMAP_DMA, &dma) == 0 && dma.size == 2 * PAGE);
+	unmap_size(container, 2 * PAGE);
 }
 
 /* The requests of a group, a container and a device, in order. */
@@ -180,6 +185,14 @@ static void memory(void)
 	FAILS(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma), EFAULT);
 	dma.flags = VFIO_DMA_MAP_FLAG_READ;
 	CHECK(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma) == 0);
+	unmap_size(container, PAGE);
+	/* Only what is not written has to be readable. */
+	CHECK(mprotect(it, PAGE, PROT_WRITE) == 0);
+	FAILS(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma), EFAULT);
+	for (dma.flags = VFIO_DMA_MAP_FLAG_WRITE; dma.flags <= 3; dma.flags++) {
+		CHECK(ioctl(container, VFIO_IOMMU_MAP_DMA, &dma) == 0);
+		unmap_size(container, PAGE);
+	}
 	close(device);
 }
 
@@ -203,6 +216,54 @@ static void faults(void)
 	FAILS(ioctl(device, _IO(';', 0xff), pages), ENOTTY);
 	FAILS(ioctl(-1, VFIO_DEVICE_GET_INFO, pages), EBADF);
 	FAILS(pread(device, pages, 4, -1), EINVAL);
+}
+
+static int migration_state(int device, unsigned to)
+{
+	struct {
+		struct vfio_device_feature head;
+		struct vfio_device_feature_mig_state state;
+	} set = { { sizeof set, VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE }, { to, -1 } };
+
+	CHECK(ioctl(device, VFIO_DEVICE_FEATURE, &set) == 0);
+	return set.state.data_fd;
+}
+
+/* A descriptor that only stands for a path takes no requests, and does not open the group. */
+static void paths(void)
+{
+	struct vfio_group_status status = { .argsz = sizeof status };
+	int only_path = open(path("/dev/vfio/%d", group_number()), O_PATH);
+
+	CHECK(only_path >= 0);
+	FAILS(ioctl(only_path, VFIO_GROUP_GET_STATUS, &status), EBADF);
+	CHECK(ioctl(open_group(), VFIO_GROUP_GET_STATUS, &status) == 0);
+}
+
+/* What the kernel says of lengths and flags of a transfer, before it looks at the device. */
+static void transfers(void)
+{
+	int group, container, device = open_device(&group, &container), data;
+	uint64_t config = region_offset(device, VFIO_PCI_CONFIG_REGION_INDEX);
+	static volatile size_t negative = -1;
+	char bytes[8];
+	struct iovec parts[] = { { bytes, 4 }, { bytes, negative } }, none = { bytes, 0 };
+
+	FAILS(pread(device, bytes, negative, config), EFAULT);
+	FAILS(pwrite(device, bytes, negative, config), EFAULT);
+	FAILS(preadv(device, parts, 2, config), EINVAL);
+	FAILS(preadv2(device, parts, 1, config, RWF_NOWAIT), EOPNOTSUPP);
+	FAILS(preadv2(device, parts, 1, config, 0x40000000), EOPNOTSUPP);
+	FAILS(pwritev2(device, parts, 1, config, RWF_DSYNC), EOPNOTSUPP);
+	FAILS(preadv2(device, parts, 2, config, RWF_NOWAIT), EINVAL);
+	CHECK(preadv2(device, parts, 1, config, RWF_HIPRI) == 4);
+	CHECK(preadv2(device, &none, 1, config, RWF_NOWAIT) == 0);
+	data = migration_state(device, VFIO_DEVICE_STATE_STOP_COPY);
+	FAILS(read(data, bytes, negative), EFAULT);
+	FAILS(readv(data, parts, 2), EINVAL);
+	FAILS(preadv2(data, parts, 1, 0, 0), ESPIPE);
+	FAILS(preadv2(data, parts, 1, -1, RWF_NOWAIT), EOPNOTSUPP);
+	CHECK(preadv2(data, parts, 1, -1, 0) == 4);
 }
 
 /* Descriptors that were duplicated before the first request are the same open file. */
@@ -582,17 +643,6 @@ static void others(void)
 	FAILS(syscall(SYS_io_uring_setup, 8, bytes), ENOSYS);
 }
 
-static int migration_state(int device, unsigned to)
-{
-	struct {
-		struct vfio_device_feature head;
-		struct vfio_device_feature_mig_state state;
-	} set = { { sizeof set, VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE }, { to, -1 } };
-
-	CHECK(ioctl(device, VFIO_DEVICE_FEATURE, &set) == 0);
-	return set.state.data_fd;
-}
-
 /* The state of the device is saved and loaded; its stream is one. */
 static void migrates(void)
 {
@@ -823,6 +873,8 @@ int main(int count, char **arguments)
 		     { "crowd", crowd },	     { "children", children },
 		     { "showered", showered },
 		     { "undumpable", undumpable }, { "jail", jail },	     { "firsts", firsts },     { "own_table", own_table },   { "orphans", orphans },
+		     { "transfers", transfers },
+		     { "paths", paths },
 		     { "outlives", outlives } };
 	size_t known = sizeof acts / sizeof *acts, act;
 

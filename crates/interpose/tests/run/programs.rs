@@ -30,6 +30,8 @@ acts! {
     a_dma_engine_is_used_by_its_own_file_and_iommufd: "cdev" on "accel?state=1MiB";
     memory_of_each_kind_is_mapped: "memory" on "serial";
     arguments_out_of_memory_are_faults: "faults" on "serial";
+    lengths_and_flags_of_transfers_are_checked: "transfers" on "serial";
+    a_descriptor_of_a_path_takes_no_requests: "paths" on "serial";
     a_duplicate_is_the_same_open_file: "dups" on "serial";
     what_is_closed_can_be_opened_at_once: "reopens" on "serial";
     threads_make_requests_at_a_time: "threads" on "serial";
