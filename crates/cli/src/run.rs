@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::Args;
 use parking_lot::Mutex;
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process, setrlimit, waitid,
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, kill_process, setrlimit, waitid,
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
@@ -191,7 +191,17 @@ fn start(
         let options = Options::default().hex(arguments.printing.hex);
         command.trace(options, move |event| printer.lock().take(&event));
     }
-    command.spawn().map_err(|error| failed(&error))
+    let child = command.spawn().map_err(|error| failed(&error))?;
+    // Not before: the program is to have the limit that the user gave, and its data files have numbers near that.
+    raise_open_files();
+    Ok(child)
+}
+
+/// Lets this process have as many descriptors as it may: each file that the program opens takes two here.
+fn raise_open_files() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // With the limit as it is, requests that lack descriptors are refused with a warning.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Returns the faults of the device with this address.

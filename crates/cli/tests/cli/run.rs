@@ -88,6 +88,23 @@ fn a_lack_of_descriptors_is_not_taken_for_a_lack_of_rights() {
 }
 
 #[test]
+fn it_serves_with_all_descriptors_that_it_may_have_and_leaves_the_program_its_limit() {
+    if !can_run("the limit of open files") {
+        return;
+    }
+    // It raises its own limit once the program has begun.
+    let program = "[ $(ulimit -Sn) = 256 ] || exit 3; \
+                   for i in $(seq 1000); do \
+                   grep -Eq '^Max open files +512 +512 ' /proc/$PPID/limits && exit 0; sleep 0.01; done; exit 4";
+    let limited =
+        format!("ulimit -Sn 256 && ulimit -Hn 512 && exec {WHIMBREL} run --device serial -- sh -c \"$0\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &limited, program]).stdin(Stdio::null());
+    let run = finish(command);
+    assert_eq!(run.status, 0, "{}", run.stderr);
+}
+
+#[test]
 fn devices_without_an_address_leave_those_that_are_given_to_others() {
     if !can_run("devices with and without an address") {
         return;
