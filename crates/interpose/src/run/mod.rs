@@ -117,13 +117,25 @@
 //!   request or an access to a region by it.
 //! - A group, a container, an iommufd and a device's own file have an F_OFD_SETLK lock as long as a descriptor is still the
 //!   file that open(2) gave: a program that removes the lock loses what was opened, for its duplicates.
-//! - A descriptor of migration data has a number near the program's limit, and so has its duplicate. One that was made
-//!   lower by dup2(2) or received by SCM_RIGHTS can be polled and closed; reads and writes fail with EBADF.
+//! - A descriptor of migration data has one of the last 64 numbers below the soft limit of open files (RLIMIT_NOFILE) with
+//!   which the program began, at most 65535, and so has its duplicate. A program that lowers its limit below that cannot
+//!   migrate (EMFILE); one that raises it has slower reads and writes of other files with such numbers or higher ones;
+//!   select(2) takes numbers below 1024 only. One that was made lower by dup2(2) or received by SCM_RIGHTS can be polled and
+//!   closed; reads and writes fail with EBADF.
 //! - A descriptor is replaced at the first request on it, and when a region is mapped by it, if it still is the same open file.
 //!   A thread that closes it at that moment and opens a file with its number may find that file replaced.
 //! - io_uring_setup(2) fails with ENOSYS: the filter does not see the requests of a ring.
 //! - Memory of a program that sets PR_SET_DUMPABLE to 0 cannot be mapped for DMA without root (EFAULT).
 //! - The real devices of VFIO are hidden: `/dev/vfio` has the devices of this process only.
+//!
+//! # Descriptors of this process
+//!
+//! Each VFIO file of the program takes two descriptors here, each eventfd one, each mapping of shared memory for DMA one,
+//! and all mappings of private memory of one program together one. Without a free one, requests fail with EMFILE. The soft
+//! limit of this process is not changed here: raise it after [`Command::spawn`], as the program begins with the one that
+//! this process has then.
+//!
+//! # What cannot be served
 //!
 //! Programs with a seccomp listener of their own, 32-bit programs, and without root those that gain rights at exec cannot
 //! be served.
