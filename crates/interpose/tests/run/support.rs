@@ -56,14 +56,17 @@ fn build(source: &str, name: &str, option: Option<&str>) -> Option<PathBuf> {
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_string());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run").join(source);
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // Another process of these tests may be executing it.
+    let unfinished = program.with_extension(std::process::id().to_string());
     let mut command = std::process::Command::new(&compiler);
-    command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-o"]).arg(&program);
+    command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-o"]).arg(&unfinished);
     let Ok(output) = command.args(option).arg(&source).output() else {
         skip("a program in C", "no C compiler (apt-get install gcc libc6-dev)");
         return None;
     };
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{compiler} failed: {text}");
+    std::fs::rename(unfinished, &program).unwrap();
     Some(program)
 }
 
