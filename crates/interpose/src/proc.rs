@@ -1,6 +1,12 @@
 //! `/proc`, on which both [`run`](crate::run) and [`trace`](crate::trace) rely.
 
 use std::fs;
+use std::str::FromStr;
+
+/// Returns a number in the `/proc/PID/status` of a thread: `name` is the start of its line, up to the colon.
+pub(crate) fn number_in<T: FromStr>(status: &str, name: &str) -> Option<T> {
+    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+}
 
 /// Returns whether `/proc` shows this process, and so the processes that it starts, by the numbers that they have here.
 pub(crate) fn is_own() -> bool {

@@ -88,7 +88,7 @@ impl TaskCaller<'_> {
         let _passing = forks::passing_file();
         let open = Arc::new(OpenFile::new(object));
         self.recording.inspect(|recording| recording.opens(&open));
-        let file = self.files.add(&open)?;
+        let file = self.files.identify(&open)?;
         let fd = install(&file).inspect_err(|_| {
             if let Ok(stat) = fstat(&file) {
                 self.files.forget(&stat);
@@ -114,9 +114,7 @@ impl Process for TaskCaller<'_> {
 
     /// A data file has one of the numbers whose reads and writes are caught.
     fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
-        let free =
-            (self.first_data_file..self.first_data_file + DATA_FILES).find(|fd| self.task.stat(*fd).is_err());
-        let number = free.ok_or(Errno::EMFILE)?;
+        let number = self.free_data_file(0)?;
         self.install_file(Object::Data(file), |file| {
             // Only for a number at or past the program's limit.
             self.task.install_at(number, file, true).map_err(|_| Errno::EMFILE)?;

@@ -311,11 +311,6 @@ impl Files {
         task.install_at(fd, &given.file, descriptor.is_closed_at_exec)
     }
 
-    /// Returns a new memory file for an open file, to be installed in the program.
-    pub(super) fn add(&self, open: &Arc<OpenFile>) -> Result<File, Errno> {
-        self.identify(open)
-    }
-
     /// Forgets a memory file that the program has not seen.
     pub(super) fn forget(&self, stat: &Stat) {
         let removed = self.remove(FileId::of(stat));
@@ -436,7 +431,7 @@ impl Files {
     }
 
     /// Makes a memory file that stands for an open file, and returns it as the program is to have it.
-    fn identify(&self, open: &Arc<OpenFile>) -> Result<File, Errno> {
+    pub(super) fn identify(&self, open: &Arc<OpenFile>) -> Result<File, Errno> {
         let file = File::from(
             memfd_create(open.name(), MemfdFlags::CLOEXEC)
                 .map_err(|errno| shortage::of(&errno.into()).unwrap_or_else(|| errno.into()))?,

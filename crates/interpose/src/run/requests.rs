@@ -207,7 +207,7 @@ fn ioctl(
         Object::Cdev(cdev) => cdev.ioctl(number, argument, caller),
         Object::Data(data) => data.ioctl(number, argument, caller),
     };
-    // A fault of memory that this process could not look at is none of the program's.
+    // Where this process could not look at memory, the program's memory is not at fault.
     let result =
         result.map_err(|errno| caller.lacks.get().filter(|_| errno == Errno::EFAULT).unwrap_or(errno));
     result.map(i64::from).into()
@@ -284,9 +284,7 @@ impl Buffers {
         }
         Ok(done.cast_signed())
     }
-}
 
-impl Buffers {
     /// Checks what the kernel checks before it asks the file: a negative length in a list is EINVAL, one past all memory
     /// EFAULT, and flags EOPNOTSUPP where there are bytes.
     fn check(self, parts: &[Part]) -> Result<(), Errno> {

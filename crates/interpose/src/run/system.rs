@@ -105,7 +105,7 @@ pub(super) fn compare_open_files(
 
 /// Returns whether a thread is one of this process.
 pub(super) fn is_thread_of(process: u32, thread: u32) -> bool {
-    // SAFETY: the call takes numbers, and signal 0 is none.
+    // SAFETY: the call takes numbers, and signal 0 is not sent.
     let sent = unsafe {
         libc::syscall(libc::SYS_tgkill, c_long::from(process), c_long::from(thread), c_long::from(0))
     };

@@ -19,7 +19,10 @@ use whimbrel_device::{Errno, Fault};
 
 use super::shortage;
 use super::system::{add_descriptor, compare_open_files, is_waiting};
-use crate::kcmp;
+use crate::{kcmp, proc};
+
+/// The line of `/proc/PID/status` that has a thread's process.
+const TGID: &str = "Tgid:";
 
 /// `PIDFD_THREAD` of `linux/pidfd.h` (Linux 6.9): any thread, and not its process.
 const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
@@ -254,7 +257,7 @@ impl<'a> Task<'a> {
     pub(super) fn process_id(&self) -> Result<ProcessId, Errno> {
         let gone = |error: &std::io::Error| shortage::of(error).unwrap_or(Errno::EFAULT);
         let status = std::fs::read_to_string(self.proc_path("status")).map_err(|error| gone(&error))?;
-        let number = process_in(&status).ok_or(Errno::EFAULT)?;
+        let number = proc::number_in(&status, TGID).ok_or(Errno::EFAULT)?;
         let text = std::fs::read(format!("/proc/{number}/stat")).map_err(|error| gone(&error))?;
         let start = start_in(&text).ok_or(Errno::EFAULT)?;
         if self.is_waiting() { Ok(ProcessId { number, start }) } else { Err(Errno::EFAULT) }
@@ -293,12 +296,7 @@ impl<'a> Task<'a> {
 /// Returns the number of the process of a thread.
 pub(super) fn process(thread: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    process_in(&status)
-}
-
-/// Returns the number of the process in the `/proc/PID/status` of a thread.
-fn process_in(status: &str) -> Option<u32> {
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+    proc::number_in(&status, TGID)
 }
 
 /// Returns the kernel's description of a descriptor of this process.

@@ -42,7 +42,7 @@ fn a_program_that_is_showered_with_signals_finishes() {
     assert!(status.success(), "{status}; {}", said(&mut child));
 }
 
-/// Starts the program in C in a control group of its own. `None` where there are none, which is told.
+/// Starts the program in C in a control group of its own. `None`, which is told, where control groups cannot be made.
 fn in_group(act: &str) -> Option<(whimbrel_interpose::run::Child, Group)> {
     let (mut child, _) = spawn_act(program(Linked::Dynamically), act, "serial")?;
     match Group::with(child.id()) {

@@ -31,17 +31,6 @@ static int set_trigger(int device, int event)
 	return ioctl(device, VFIO_DEVICE_SET_IRQS, &set);
 }
 
-static int migration_state(int device, unsigned to)
-{
-	struct {
-		struct vfio_device_feature head;
-		struct vfio_device_feature_mig_state state;
-	} set = { { sizeof set, VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE }, { to, -1 } };
-
-	CHECK(ioctl(device, VFIO_DEVICE_FEATURE, &set) == 0);
-	return set.state.data_fd;
-}
-
 /* Far more mappings of private memory than the serving process can have descriptors, and requests that need one after it. */
 static void maps(void)
 {

@@ -218,17 +218,6 @@ static void faults(void)
 	FAILS(pread(device, pages, 4, -1), EINVAL);
 }
 
-static int migration_state(int device, unsigned to)
-{
-	struct {
-		struct vfio_device_feature head;
-		struct vfio_device_feature_mig_state state;
-	} set = { { sizeof set, VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE }, { to, -1 } };
-
-	CHECK(ioctl(device, VFIO_DEVICE_FEATURE, &set) == 0);
-	return set.state.data_fd;
-}
-
 /* A descriptor that only stands for a path takes no requests, and does not open the group. */
 static void paths(void)
 {

@@ -181,6 +181,18 @@ static inline void check_config(int device)
 	CHECK(preadv(device, parts, 2, config) == 4 && vendor == expected && id != 0);
 }
 
+/* Brings a device to a state, and returns the data file, if there is one. */
+static inline int migration_state(int device, unsigned to)
+{
+	struct {
+		struct vfio_device_feature head;
+		struct vfio_device_feature_mig_state state;
+	} set = { { sizeof set, VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE }, { to, -1 } };
+
+	CHECK(ioctl(device, VFIO_DEVICE_FEATURE, &set) == 0);
+	return set.state.data_fd;
+}
+
 static inline void wait_for(pid_t child)
 {
 	int status;

@@ -5,6 +5,7 @@ use std::fs;
 use libc::pid_t;
 
 use super::patience::Reader;
+use crate::proc;
 use crate::trace::argument;
 
 /// The memory of a process.
@@ -44,6 +45,5 @@ pub(super) fn position(thread: pid_t, fd: i32) -> Option<u64> {
 /// Returns the process of a thread, and the parent of that process.
 pub(super) fn family(thread: pid_t) -> Option<(pid_t, pid_t)> {
     let text = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    Some((field("Tgid:")?, field("PPid:")?))
+    Some((proc::number_in(&text, "Tgid:")?, proc::number_in(&text, "PPid:")?))
 }

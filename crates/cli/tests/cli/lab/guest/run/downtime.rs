@@ -1,6 +1,6 @@
 //! How long QEMU stops a guest to migrate it, as it says itself (`docs/performance.md` has the command).
 
-use super::work::{Work, ended, listen};
+use super::work::{Work, listen};
 use super::{Way, has_v1};
 
 const TRIALS: usize = 5;
@@ -27,11 +27,8 @@ fn a_guest_stops_for_a_while() {
                     let Some((mut source, mut destination)) = work.pair() else { return };
                     let uri = listen(&mut destination);
                     source.execute("migrate", &uri);
-                    let told = ended(&mut source);
-                    assert_eq!(told["status"], "completed", "{way:?} {model}: {told}");
+                    let told = work.arrives(&mut source, &mut destination);
                     downtimes.push(told["downtime"].as_u64().unwrap());
-                    source.stop();
-                    work.goes_on(&mut destination);
                 }
                 downtimes.sort_unstable();
                 let state = if idle { "idle" } else { "at work" };

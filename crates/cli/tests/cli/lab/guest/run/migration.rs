@@ -14,10 +14,7 @@ fn moves(work: &Work) {
     let Some((mut source, mut destination)) = work.pair() else { return };
     let uri = listen(&mut destination);
     source.execute("migrate", &uri);
-    let told = ended(&mut source);
-    assert_eq!(told["status"], "completed", "{:?}: {told}", work.way);
-    source.stop();
-    work.goes_on(&mut destination);
+    work.arrives(&mut source, &mut destination);
 }
 
 #[test]
@@ -113,10 +110,7 @@ fn a_guest_whose_migration_is_cancelled_works_on_and_migrates_later() {
         let uri = listen(&mut destination);
         Work::hurry(&mut source);
         source.execute("migrate", &uri);
-        let told = ended(&mut source);
-        assert_eq!(told["status"], "completed", "{way:?}: {told}");
-        source.stop();
-        work.goes_on(&mut destination);
+        work.arrives(&mut source, &mut destination);
     }
 }
 
@@ -154,10 +148,7 @@ fn a_guest_that_is_reset_in_pre_copy_migrates_if_its_device_keeps_that() {
         source.execute("system_reset", &json!({}));
         source.wait_for("booted");
         Work::hurry(&mut source);
-        let told = ended(&mut source);
-        assert_eq!(told["status"], "completed", "{way:?}: {told}");
-        source.stop();
-        work.goes_on(&mut destination);
+        work.arrives(&mut source, &mut destination);
     }
 }
 

@@ -95,6 +95,16 @@ impl Work {
         }
     }
 
+    /// Waits until a guest has migrated and worked on in its new machine. Returns what QEMU says of the migration.
+    #[track_caller]
+    pub(super) fn arrives(&self, source: &mut Running, destination: &mut Running) -> Value {
+        let told = ended(source);
+        assert_eq!(told["status"], "completed", "{:?}, {:?}: {told}", self.way, self.models);
+        source.stop();
+        self.goes_on(destination);
+        told
+    }
+
     /// Begins a migration that stays in pre-copy, and waits until it is in there.
     #[track_caller]
     pub(super) fn begin_slowly(&self, source: &mut Running, uri: &Value) {
