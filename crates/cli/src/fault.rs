@@ -2,8 +2,10 @@
 
 use std::str::FromStr;
 
-use whimbrel_device::wrap::fault::{FaultError, Faults};
+use whimbrel_device::wrap::fault::Faults;
 use whimbrel_interpose::run::Address;
+
+use crate::usage::WrongValue;
 
 /// The first line of the option's help.
 pub(crate) const HELP: &str = "Inject a fault into the device, such as 'arc RUNNING_P2P->STOP: EIO once'";
@@ -38,15 +40,29 @@ pub(crate) struct DeviceFaults {
 }
 
 impl FromStr for DeviceFaults {
-    type Err = FaultError;
+    type Err = WrongValue;
 
-    fn from_str(text: &str) -> Result<DeviceFaults, FaultError> {
-        let (first, rest) = text.trim_start().split_once(char::is_whitespace).unwrap_or((text, ""));
-        match first.parse() {
-            Ok(_) if rest.trim().is_empty() => Err(FaultError::Form(text.to_owned())),
-            Ok(address) => Ok(DeviceFaults { address: Some(address), faults: rest.parse()? }),
-            Err(_) => Ok(DeviceFaults { address: None, faults: text.parse()? }),
-        }
+    fn from_str(text: &str) -> Result<DeviceFaults, WrongValue> {
+        let (first, rest) = text.trim_start().split_once(char::is_whitespace).unwrap_or((text.trim(), ""));
+        let (address, faults) = match first.parse::<Address>() {
+            Ok(_) if rest.trim().is_empty() => {
+                let why = format!("no fault follows the address {first}");
+                return Err(WrongValue::new(
+                    why,
+                    "write it behind the address: '0100:00:01.0 reset: EIO once'",
+                ));
+            }
+            Ok(address) => (Some(address), rest),
+            Err(_) if first.strip_suffix(':').is_some_and(|first| first.parse::<Address>().is_ok()) => {
+                let why = format!("unexpected ':' after the address in '{first}'");
+                return Err(WrongValue::new(why, "write a space alone: '0100:00:01.0 reset: EIO once'"));
+            }
+            Err(_) => (None, text),
+        };
+        let faults = faults
+            .parse::<Faults>()
+            .map_err(|error| WrongValue::new(format!("{error}"), "`whimbrel run --help` lists the faults"))?;
+        Ok(DeviceFaults { address, faults })
     }
 }
 
@@ -69,8 +85,15 @@ mod tests {
 
     #[test]
     fn an_address_without_a_fault_or_before_no_fault_is_refused() {
-        for text in ["0100:00:01.0", "0100:00:01.0 ", "0100:00:01.0 explode", "0100:00:01 reset: EIO"] {
-            assert!(matches!(text.parse::<DeviceFaults>(), Err(FaultError::Form(_))), "{text}");
+        for (text, why) in [
+            ("0100:00:01.0", "no fault follows the address 0100:00:01.0"),
+            ("0100:00:01.0 ", "no fault follows the address 0100:00:01.0"),
+            ("0100:00:01.0 explode", "invalid fault 'explode'"),
+            ("0100:00:01.0: reset: EIO", "unexpected ':' after the address in '0100:00:01.0:'"),
+            ("0100:00:01 reset: EIO", "invalid fault '0100:00:01 reset: EIO'"),
+        ] {
+            let refused = text.parse::<DeviceFaults>().unwrap_err().to_string();
+            assert!(refused.starts_with(why), "{text}: {refused}");
         }
     }
 }

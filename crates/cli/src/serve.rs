@@ -144,6 +144,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let model = &arguments.model;
     let options = options(arguments);
     let faults = Faults::new(arguments.fault.iter().flat_map(|faults| faults.iter().cloned()));
+    unreachable_fault::check(&faults, model, "the device")?;
     survive_lost_memory().map_err(|error| Failure::from_io("cannot handle SIGBUS", &error))?;
     let door = open_door(arguments)?;
     let socket = match &door {
@@ -158,12 +159,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             .hint("without --sandbox the server runs with all of your permissions")
     })?;
     let device = model
-        .open_with_faults(model.to_string(), faults.clone())
+        .open_with_faults(model.to_string(), faults)
         .map_err(|error| Failure::new(format!("'{model}' cannot be served: {error}")))?;
-    // A device that migrates through a region has none.
-    if let Ok(flags) = device.migration_flags() {
-        unreachable_fault::check(&faults, flags, "the device")?;
-    }
     let backend = Backend::with(device, options);
     let rule = backend.device().reset_rule();
     if arguments.reset_rule.is_some_and(|wanted| wanted != rule) {

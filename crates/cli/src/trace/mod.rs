@@ -31,7 +31,7 @@ use crate::usage::json_beside;
 #[command(after_help = AFTER_HELP, arg = json_beside(JSON))]
 pub(crate) struct Arguments {
     /// The program and its arguments
-    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true)]
     command: Vec<OsString>,
     #[command(flatten)]
     printing: Printing,
@@ -84,14 +84,9 @@ fn trace(arguments: &Arguments, output: Output) -> Result<u8, (Failure, u8)> {
     let options = Options::default().all_io(arguments.all_io).hex(arguments.printing.hex);
     let tracer = Tracer::start(&arguments.command, options).map_err(not_traced)?;
     pass_on(signals, &tracer, signal).map_err(own)?;
-    let mut has_seen = false;
-    let take = &mut |event: Event| {
-        has_seen |= matches!(event, Event::Record(_));
-        printer.take(&event);
-    };
-    let ended = tracer.run(take).map_err(not_traced)?;
+    let ended = tracer.run(&mut |event: Event| printer.take(&event)).map_err(not_traced)?;
     printer.finish().map_err(own)?;
-    if !has_seen && !output.is_json() {
+    if !printer.has_seen() && !output.is_json() {
         note("no VFIO request was seen; those that `whimbrel run` answers do not reach a trace");
     }
     Ok(ended.status())

@@ -41,6 +41,7 @@ pub(crate) struct Printer {
     name: String,
     json: bool,
     summary: Option<Summary>,
+    has_seen: bool,
     failed: Option<io::Error>,
 }
 
@@ -57,7 +58,7 @@ impl Printer {
             None => (Box::new(Target::new(io::stderr(), signal.clone())), "stderr".to_string()),
         };
         let summary = printing.summary.then(Summary::default);
-        Ok(Printer { to, name, json: output.is_json(), summary, failed: None })
+        Ok(Printer { to, name, json: output.is_json(), summary, has_seen: false, failed: None })
     }
 
     /// Prints or counts an event.
@@ -71,7 +72,13 @@ impl Printer {
         }
     }
 
+    /// Returns whether there was a record.
+    pub(crate) fn has_seen(&self) -> bool {
+        self.has_seen
+    }
+
     fn record(&mut self, record: &Record) {
+        self.has_seen = true;
         match &mut self.summary {
             Some(summary) => summary.add(record),
             // Records always serialise.

@@ -56,17 +56,13 @@ fn its_own_failures_have_the_statuses_of_env() {
     }
     let missing = finish(run("serial", &["/nonexistent/program"]));
     assert_eq!(missing.status, 127);
-    missing.says(&["error: cannot find /nonexistent/program"]);
+    missing.says(&["error: cannot find /nonexistent/program", "hint: name a program of PATH"]);
     let folder = tempfile::tempdir().unwrap();
     let file = argument(&folder.path().join("file"));
     fs::write(&file, "").unwrap();
     let forbidden = finish(run("serial", &[&file]));
     assert_eq!(forbidden.status, 126);
-    forbidden.says(&["error: cannot execute", "EACCES: Permission denied"]);
-    let device = "serial,name=0200:00:00.0";
-    let twice = finish(command(["run", "--device", device, "--device", device, "--", "true"]));
-    assert_eq!(twice.status, 125);
-    twice.says(&["error: device address 0200:00:00.0 is in use", "hint: choose another address"]);
+    forbidden.says(&["error: cannot execute", "EACCES: Permission denied", "hint: make the file executable"]);
 }
 
 #[test]
@@ -136,6 +132,31 @@ fn wrong_usage_is_told_apart() {
     finish(run("serial,name=first", &["true"])).misused().says(&["expected the address of a PCI function"]);
     finish(run("parallel", &["true"])).misused().says(&["unknown model 'parallel'"]);
     finish(command(["run", "--device", "serial"])).misused().says(&["PROGRAM"]);
+    let device = "serial,name=0200:00:00.0";
+    finish(command(["run", "--device", device, "--device", device, "--", "true"]))
+        .misused()
+        .says(&["two devices have the address 0200:00:00.0", "hint: choose another address"]);
+    finish(command(["run", "--help"]))
+        .succeeded()
+        .text()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .find("2: wrong usage")
+        .unwrap();
+}
+
+#[test]
+fn a_mistyped_option_is_not_taken_for_the_program() {
+    for before in [&["run", "--device", "serial", "--trace", "--all-io"][..], &["trace", "--al-io"]] {
+        let last = before[before.len() - 1];
+        finish(command([before, &["--", "true"]].concat())).misused().says(&[last]);
+    }
+    // What follows the program is the program's.
+    if can_run("the options of a program") {
+        let told = finish(command(["run", "--device", "serial", "echo", "--all-io", "--json"])).succeeded();
+        assert_eq!(told.text(), "--all-io --json\n");
+    }
 }
 
 #[test]
@@ -176,32 +197,126 @@ fn has(status: &str, line: &str, signal: i32) -> bool {
     u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1
 }
 
+/// A run whose start does not get past the list of the devices before its stderr is read.
+struct HeldStart {
+    child: Child,
+    stderr: std::io::PipeReader,
+}
+
+impl HeldStart {
+    fn new(change: impl FnOnce(&mut Command)) -> HeldStart {
+        let (stderr, mut full) = std::io::pipe().unwrap();
+        // SAFETY: the request takes no address.
+        let size = unsafe { libc::fcntl(full.as_raw_fd(), libc::F_GETPIPE_SZ) };
+        full.write_all(&vec![0; usize::try_from(size).unwrap()]).unwrap();
+        let mut command = run("serial", &["sleep", "1000"]);
+        change(&mut command);
+        let child = command.stderr(full).spawn().unwrap();
+        HeldStart { child, stderr }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed()).unwrap()
+    }
+
+    /// Waits until it catches signals.
+    fn await_caught_signals(&mut self) {
+        let until = Instant::now() + Duration::from_mins(1);
+        let status = format!("/proc/{}/status", self.child.id());
+        while !has(&fs::read_to_string(&status).unwrap(), "SigCgt:", libc::SIGTERM) {
+            if Instant::now() > until {
+                self.child.kill().unwrap();
+                panic!("SIGTERM is not caught during the start");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Lets it go on, and returns the signal by which it ends, and what it said.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut text = Vec::new();
+        self.stderr.read_to_end(&mut text).unwrap();
+        (self.child.wait().unwrap().signal(), String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
 #[test]
 fn a_signal_that_comes_during_the_start_reaches_the_program() {
     if !can_run("a signal during the start") {
         return;
     }
-    let (mut told, mut stderr) = std::io::pipe().unwrap();
-    // SAFETY: the request takes no address.
-    let size = unsafe { libc::fcntl(stderr.as_raw_fd(), libc::F_GETPIPE_SZ) };
-    // Full, so that the start does not get past the list of the devices.
-    stderr.write_all(&vec![0; usize::try_from(size).unwrap()]).unwrap();
-    let mut command = run("serial", &["sleep", "1000"]);
-    let mut child = command.stderr(stderr).spawn().unwrap();
-    drop(command);
-    let until = Instant::now() + Duration::from_mins(1);
-    let status = format!("/proc/{}/status", child.id());
-    while !has(&fs::read_to_string(&status).unwrap(), "SigCgt:", libc::SIGTERM) {
-        if Instant::now() > until {
-            child.kill().unwrap();
-            panic!("SIGTERM is not caught during the start");
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    let mut start = HeldStart::new(|_| {});
+    start.await_caught_signals();
+    kill_process(start.pid(), Signal::TERM).unwrap();
+    let (signal, told) = start.end();
+    assert_eq!(signal, Some(libc::SIGTERM), "{told}");
+}
+
+#[test]
+fn an_interrupt_of_the_terminal_before_there_is_a_program_ends_it() {
+    if !can_run("a signal of the terminal during the start") {
+        return;
     }
-    kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
-    let mut text = Vec::new();
-    told.read_to_end(&mut text).unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM), "{}", String::from_utf8_lossy(&text));
+    let (mut terminal, its_end) = terminal();
+    let mut start = HeldStart::new(|command| {
+        command.stdin(its_end);
+        let lead = || {
+            // SAFETY: system calls without an address.
+            if unsafe { libc::setsid() } == -1 || unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } == -1 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        };
+        // SAFETY: it makes system calls only.
+        unsafe { command.pre_exec(lead) };
+    });
+    start.await_caught_signals();
+    terminal.write_all(&[3]).unwrap();
+    // The terminal shows the key once it has sent the signal.
+    let mut shown = [0; 2];
+    terminal.read_exact(&mut shown).unwrap();
+    assert_eq!(&shown, b"^C");
+    let (signal, told) = start.end();
+    assert_eq!(signal, Some(libc::SIGINT), "{told}");
+}
+
+/// Returns both ends of a new terminal.
+fn terminal() -> (fs::File, fs::File) {
+    let ours = fs::OpenOptions::new().read(true).write(true).open("/dev/ptmx").unwrap();
+    let (unlocked, mut number) = (0i32, 0i32);
+    // SAFETY: each request takes the address of an int.
+    unsafe {
+        assert_eq!(libc::ioctl(ours.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked), 0);
+        assert_eq!(libc::ioctl(ours.as_raw_fd(), libc::TIOCGPTN, &raw mut number), 0);
+    }
+    let theirs = fs::OpenOptions::new().read(true).write(true).open(format!("/dev/pts/{number}")).unwrap();
+    (ours, theirs)
+}
+
+#[test]
+fn a_signal_that_kills_the_program_before_it_has_begun_ends_it_alike() {
+    if !can_run("a signal during the start") {
+        return;
+    }
+    for _ in 0..20 {
+        let mut child = run("serial", &["sleep", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
+        // Its process, which becomes the program a few milliseconds later.
+        let process = loop {
+            // Started by one of the threads.
+            let threads = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().flatten();
+            let all =
+                threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+            if let Some(number) = all.collect::<String>().split_whitespace().next() {
+                break Pid::from_raw(number.parse().unwrap()).unwrap();
+            }
+            assert!(child.try_wait().unwrap().is_none(), "it has ended without a program");
+        };
+        kill_process(process, Signal::INT).unwrap();
+        let mut told = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGINT), "{status}: {told}");
+    }
 }
 
 #[test]

@@ -120,11 +120,26 @@ fn a_fault_that_no_device_can_have_is_refused_before_the_program_starts() {
         ),
     ];
     for (faults, said) in cases {
-        let run = reset_both(faults);
-        assert_eq!((run.status, run.text()), (125, ""), "{}", run.stderr);
-        run.says(&["error: ", said, "hint: "]);
+        let run = reset_both(faults).misused();
+        assert_eq!(run.text(), "");
+        run.says(&[said, "hint: "]);
     }
-    with_fault("explode", &["reset", ADDRESS]).misused().says(&["invalid fault 'explode'"]);
+    let legacy = ["run", "--device", "legacy", "--fault", "arc *->STOP: EIO", "--", "true"];
+    finish(command(legacy)).misused().says(&[
+        "--fault 'arc *->STOP: EIO' can never happen: device 0100:00:00.0 has a migration region of its own",
+        "hint: use 'reset: ERRNO'",
+    ]);
+}
+
+#[test]
+fn a_fault_that_is_malformed_is_refused_with_a_hint() {
+    for (fault, said) in [
+        ("explode", "invalid fault 'explode'"),
+        ("0100:00:00.0: reset: EIO", "unexpected ':' after the address in '0100:00:00.0:'"),
+        ("0100:00:00.0", "no fault follows the address 0100:00:00.0"),
+    ] {
+        with_fault(fault, &["reset", ADDRESS]).misused().says(&[said, "hint: "]);
+    }
 }
 
 #[test]

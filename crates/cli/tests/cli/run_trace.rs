@@ -141,7 +141,14 @@ fn the_end_of_its_program_is_the_end_of_a_traced_run() {
     let run = ["run", "--device", "serial", "--trace", "--"];
     let ended = finish(command([&run[..], &["sh", "-c", "exit 7"]].concat()));
     assert_eq!(ended.status, 7);
-    assert_eq!(ended.stderr.lines().count(), 1, "it asked for nothing: {}", ended.stderr);
+    let lines: Vec<&str> = ended.stderr.lines().collect();
+    assert_eq!(lines[1..], ["no VFIO request was seen: the program has not used its devices"]);
+    let run = ["run", "--device", "serial", "--trace", "--json", "--", "true"];
+    assert_eq!(
+        finish(command(run)).succeeded().stderr,
+        "",
+        "between objects for scripts there is no other line"
+    );
 }
 
 #[test]

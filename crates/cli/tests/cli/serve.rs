@@ -80,9 +80,13 @@ fn a_served_model_misbehaves_as_it_is_told_to() {
 fn a_fault_of_an_arc_that_the_model_does_not_take_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = argument(&folder.path().join("socket"));
-    let refused =
-        whimbrel(["serve", "accel", "--socket", &path, "--fault", "arc RUNNING->STOP: EIO once"]).failed();
-    refused.says(&["arc RUNNING->STOP: EIO once", "can never happen", "whimbrel fsm"]);
+    for (model, fault) in [
+        ("accel", "arc RUNNING->STOP: EIO once"),
+        ("accel?protocol=v1", "arc RUNNING_P2P->PRE_COPY_P2P: EIO once"),
+    ] {
+        let refused = whimbrel(["serve", model, "--socket", &path, "--fault", fault]).misused();
+        refused.says(&[fault, "can never happen", "whimbrel fsm"]);
+    }
     assert!(!folder.path().join("socket").exists());
 }
 

@@ -129,6 +129,15 @@ impl RunError {
                 "raise the limit of open files (ulimit -n) or, where many runs of one user go on, of inotify instances \
                  (sysctl fs.inotify.max_user_instances)"
             }
+            RunError::NotFound { .. } => {
+                "name a program of PATH or the path of one; of a script, the interpreter in its first line must exist too"
+            }
+            RunError::NotExecutable { errno: Errno::EACCES, .. } => {
+                "make the file executable (chmod +x); its filesystem may be mounted with noexec"
+            }
+            RunError::NotExecutable { errno: Errno::ENOEXEC, .. } => {
+                "a script needs a first line with its interpreter, such as #!/bin/sh"
+            }
             RunError::GainsRights { .. } => {
                 "run a copy of it without the set-user-ID bit, or run this as root"
             }

@@ -40,7 +40,7 @@ pub(super) struct UserArguments {
     /// The arguments name the device. {socket} is the path of a vfio-user socket. {address}, {group} and {cdev} are the PCI
     /// address, the group's file and the own file of a device of the kernel's VFIO, for which the program runs as under
     /// `whimbrel run`. {second}, or {second-address}, {second-group} and {second-cdev}, name a second device, the
-    /// destination. {folder} is an empty folder. The same values are in the variables WHIMBREL_SOCKET, WHIMBREL_ADDRESS,
+    /// destination, beside the first. {folder} is an empty folder. The same values are in the variables WHIMBREL_SOCKET, WHIMBREL_ADDRESS,
     /// WHIMBREL_SECOND_ADDRESS and so on.
     #[arg(long)]
     #[arg(conflicts_with_all = ["target", "second", "dry_run", "allow", "stream", "force", "case_timeout", "state_limit"])]

@@ -69,6 +69,14 @@ impl Value {
 impl Words {
     /// Checks the arguments: they name the device, by one interface. A shell's script may name it by the variable.
     pub(super) fn new(words: &[OsString]) -> Result<Words, Failure> {
+        if let Some(unknown) = words.iter().find_map(|word| unknown(word.as_bytes())) {
+            let names: Vec<&str> = ALL.iter().map(|(name, ..)| *name).collect();
+            let failure = Failure::usage(format!("unknown placeholder {unknown}"));
+            return Err(failure.hint(format!(
+                "known are {}; move braces that are the program's own into a script",
+                names.join(", ")
+            )));
+        }
         let named = ALL.into_iter().filter(|(name, variable, _)| {
             let is_named =
                 |word: &OsString| find(word.as_bytes(), name).is_some() || has_variable(word, variable);
@@ -90,6 +98,13 @@ impl Words {
             ));
         }
         let has_second = named.iter().any(|(_, value, _)| value.is_of_second());
+        if named.iter().all(|(_, value, _)| value.is_of_second()) {
+            let message = format!("the arguments name the second device by {name}, and not the first");
+            return Err(Failure::usage(message).hint(
+                "a program with one device, also one that only loads a state, is given the first: {socket}, {address}, \
+                 {group} or {cdev}",
+            ));
+        }
         Ok(Words { command: words.to_vec(), interface, has_second })
     }
 
@@ -144,6 +159,20 @@ fn replaced(word: &OsStr, name: &str, value: &OsStr) -> OsString {
     OsString::from_vec(out)
 }
 
+/// Returns the first word in braces that looks like a placeholder and is not one. `${NAME}` is a shell's.
+fn unknown(word: &[u8]) -> Option<String> {
+    let starts = (0..word.len()).filter(|at| word[*at] == b'{' && (*at == 0 || word[*at - 1] != b'$'));
+    starts
+        .filter_map(|at| {
+            let inner = word[at + 1..].split(|byte| *byte == b'}').next()?;
+            let is_closed = at + 1 + inner.len() < word.len();
+            let is_name = inner.first().is_some_and(u8::is_ascii_alphabetic)
+                && inner.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte));
+            (is_closed && is_name).then(|| format!("{{{}}}", String::from_utf8_lossy(inner)))
+        })
+        .find(|found| ALL.iter().all(|(name, ..)| name != found))
+}
+
 fn find(text: &[u8], part: &str) -> Option<usize> {
     text.windows(part.len()).position(|window| window == part.as_bytes())
 }
@@ -179,10 +208,10 @@ mod tests {
     #[test]
     fn a_program_has_a_second_device_if_an_argument_names_it() {
         let has_second = |text: &[&str]| words(text).unwrap().has_second();
-        assert!(has_second(&["vmm", "vfio-user:{second}"]));
+        assert!(has_second(&["vmm", "{socket}", "vfio-user:{second}"]));
         assert!(has_second(&["vmm", "{address}", "{second-address}"]));
-        assert!(has_second(&["sh", "-c", "exec vmm $WHIMBREL_SECOND"]));
-        assert!(has_second(&["sh", "-c", "exec vmm $WHIMBREL_SECOND_CDEV"]));
+        assert!(has_second(&["sh", "-c", "exec vmm $WHIMBREL_SOCKET $WHIMBREL_SECOND"]));
+        assert!(has_second(&["sh", "-c", "exec vmm $WHIMBREL_CDEV $WHIMBREL_SECOND_CDEV"]));
         assert!(!has_second(&["vmm", "{socket}"]));
     }
 
@@ -195,7 +224,7 @@ mod tests {
             (&["vmm", "{cdev}", "{group}"], Interface::Vfio),
             (&["sh", "-c", "vmm $WHIMBREL_ADDRESS"], Interface::Vfio),
             // A longer variable is another one.
-            (&["sh", "-c", "vmm $WHIMBREL_SECOND_ADDRESS"], Interface::Vfio),
+            (&["sh", "-c", "vmm $WHIMBREL_GROUP $WHIMBREL_SECOND_ADDRESS"], Interface::Vfio),
         ];
         for (text, interface) in cases {
             assert_eq!(words(text).unwrap().interface(), interface, "{text:?}");
@@ -204,8 +233,7 @@ mod tests {
 
     #[test]
     fn no_device_and_two_interfaces_are_refused() {
-        for text in [&["vmm", "{folder}"][..], &["vmm"], &["vmm", "{Socket}"], &["vmm", "$WHIMBREL_SOCKETS"]]
-        {
+        for text in [&["vmm", "{folder}"][..], &["vmm"], &["vmm", "$WHIMBREL_SOCKETS"]] {
             let failure = words(text).unwrap_err();
             assert_eq!(failure.message(), "the arguments of the program do not name a device", "{text:?}");
         }
@@ -214,15 +242,40 @@ mod tests {
     }
 
     #[test]
+    fn a_second_device_without_a_first_one_is_refused() {
+        for text in [&["vmm", "{second-address}"][..], &["sh", "-c", "vmm $WHIMBREL_SECOND_ADDRESS"]] {
+            let failure = words(text).unwrap_err();
+            let expected = "the arguments name the second device by {second-address}, and not the first";
+            assert_eq!(failure.message(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_placeholder_is_refused_and_other_braces_are_the_programs_own() {
+        for (word, unknown) in [
+            ("{adress}", "{adress}"),
+            ("file:{Folder}/x", "{Folder}"),
+            ("{folder}/{second_address}", "{second_address}"),
+        ] {
+            let failure = words(&["vmm", "{address}", word]).unwrap_err();
+            assert_eq!(failure.message(), format!("unknown placeholder {unknown}"));
+        }
+        for word in ["{}", "{ exit 1; }", "${HOME}", "{\"a\":1}", "{a,b}", "{1}", "{open", "a}", "{{folder}}"]
+        {
+            assert!(words(&["vmm", "{address}", word]).is_ok(), "{word}");
+        }
+    }
+
+    #[test]
     fn variables_have_the_values_of_their_placeholders() {
         let values: Values = vec![(Value::Folder, "/tmp/f".into()), (Value::Cdev(Second), "/dev/x".into())];
         let expected =
             [("WHIMBREL_SECOND_CDEV", OsStr::new("/dev/x")), ("WHIMBREL_FOLDER", OsStr::new("/tmp/f"))];
         assert_eq!(variables(&values), expected);
-        let command = words(&["{folder}/vmm", "{second-cdev}"]).unwrap();
+        let command = words(&["{folder}/vmm", "{second-cdev}", "$WHIMBREL_CDEV"]).unwrap();
         assert_eq!(
             (command.program(&values), command.arguments(&values)),
-            ("/tmp/f/vmm".into(), vec!["/dev/x".into()])
+            ("/tmp/f/vmm".into(), vec!["/dev/x".into(), "$WHIMBREL_CDEV".into()])
         );
     }
 }

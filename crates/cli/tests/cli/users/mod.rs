@@ -192,6 +192,12 @@ fn a_program_that_names_no_device_or_names_it_in_two_ways_is_wrong_usage() {
     whimbrel(["conform", "--user", "--", "vmm", "{socket}", "{address}"])
         .misused()
         .says(&["the program cannot use {socket} and {address} in one run"]);
+    whimbrel(["conform", "--user", "--", "vmm", "{address}", "{second_address}"])
+        .misused()
+        .says(&["unknown placeholder {second_address}", "{second-address}"]);
+    whimbrel(["conform", "--user", "--", "vmm", "{second-address}"])
+        .misused()
+        .says(&["the second device by {second-address}, and not the first"]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `whimbrel run`: runs an unmodified VFIO program on models.
 
+mod signals;
+
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
@@ -7,24 +9,19 @@ use std::sync::Arc;
 
 use clap::Args;
 use parking_lot::Mutex;
-use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, kill_process, setrlimit, waitid,
-};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::SignalsInfo;
-use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
+use rustix::process::{Pid, Resource, Rlimit, WaitId, WaitIdOptions, getrlimit, setrlimit, waitid};
+use whimbrel_device::ResetRule;
 use whimbrel_device::wrap::fault::Faults;
-use whimbrel_device::{Errno, MigrationFlags, ResetRule};
 use whimbrel_engine::channel::Interrupt;
-use whimbrel_interpose::run::{Address, Child, Command, RunError, Stopper};
+use whimbrel_interpose::run::{Address, Child, Command, RunError};
 use whimbrel_interpose::trace::Options;
 use whimbrel_models::Model;
 
+use self::signals::Signals;
 use crate::failure::Failure;
 use crate::fault::{self, DeviceFaults};
 use crate::output::{Output, note};
 use crate::reset_rule;
-use crate::signals::is_ignored;
 use crate::target::parse_model;
 use crate::trace::printing::{Printer, Printing};
 use crate::unreachable_fault;
@@ -62,7 +59,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "RULE", value_parser = reset_rule::parse)]
     reset_rule: Option<ResetRule>,
     /// The program and its arguments
-    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true)]
     program: Vec<OsString>,
 }
 
@@ -74,7 +71,7 @@ The first device without an address gets 0100:00:00.0, the next one 0100:00:01.0
 to others. The addresses are printed.
 
 The exit status is that of the program, and a signal that ends the program ends this too. 127: the program is missing, \
-126: it cannot be executed, 125: anything else has failed.
+126: it cannot be executed, 2: wrong usage, 125: anything else has failed.
 
 SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the program. Send them to this process, not to its \
 process group: the program would get them twice.
@@ -93,11 +90,18 @@ struct Device {
     address: Option<Address>,
 }
 
-/// Signals with their senders.
-type Caught = SignalsInfo<WithRawSiginfo>;
+/// A device that has been opened.
+struct Opened<'a> {
+    address: Address,
+    model: &'a Model,
+    faults: Faults,
+}
 
-/// The signals that are passed on to the program.
-const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+/// The exit status of wrong usage.
+const MISUSED: u8 = 2;
+
+/// The exit status of any other failure of the run itself.
+const FAILED: u8 = 125;
 
 fn parse_device(text: &str) -> Result<Device, String> {
     let (model, address) = match text.rsplit_once(",name=") {
@@ -110,9 +114,36 @@ fn parse_device(text: &str) -> Result<Device, String> {
     Ok(Device { model, address })
 }
 
+/// The reason why a program does not run.
+enum Unstarted {
+    /// A failure, with the exit status.
+    Failed(Failure, u8),
+    /// A signal would have killed the program, or has killed its process before it was the program.
+    Killed(i32),
+}
+
+impl Unstarted {
+    fn misused(failure: Failure) -> Unstarted {
+        Unstarted::Failed(failure, MISUSED)
+    }
+
+    fn failed(failure: Failure) -> Unstarted {
+        Unstarted::Failed(failure, FAILED)
+    }
+}
+
+impl From<RunError> for Unstarted {
+    fn from(error: RunError) -> Unstarted {
+        match error {
+            RunError::Killed(signal) => Unstarted::Killed(signal),
+            error => Unstarted::Failed(Failure::from_error(&error).hint_if(error.advice()), error.status()),
+        }
+    }
+}
+
 /// Runs the command. A program that has run decides the exit status.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
-    let uncaught = |error| fail(output, &Failure::from_io("cannot catch signals", &error), 125);
+    let uncaught = |error| fail(output, &Failure::from_io("cannot catch signals", &error), FAILED);
     let interrupt = match Interrupt::new() {
         Ok(interrupt) => interrupt,
         Err(error) => return uncaught(error),
@@ -120,24 +151,31 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> ExitCode {
     let printer = arguments.trace.then(|| Printer::open(&arguments.printing, output, &interrupt)).transpose();
     let printer = match printer {
         Ok(printer) => printer.map(|printer| Arc::new(Mutex::new(printer))),
-        Err(failure) => return fail(output, &failure, 125),
+        Err(failure) => return fail(output, &failure, FAILED),
     };
     // From here on a signal that ended this process alone would leave the program without its devices. Before, it ends the
     // wait for somebody who reads the trace.
-    let signals = match caught() {
+    let signals = match Signals::catch() {
         Ok(signals) => signals,
         Err(error) => return uncaught(error),
     };
-    let child = match start(arguments, output, printer.clone()) {
-        Ok(child) => child,
-        Err((failure, status)) => return fail(output, &failure, status),
+    let started = prepare(arguments, output, printer.clone()).and_then(|command| start(command, signals));
+    let (child, signals) = match started {
+        Ok(started) => started,
+        Err(Unstarted::Failed(failure, status)) => return fail(output, &failure, status),
+        Err(Unstarted::Killed(signal)) => return end_by(signal),
     };
     let status = supervise(child, signals, interrupt);
     // All that happened has been printed.
-    let written = printer.map_or(Ok(()), |printer| printer.lock().finish());
+    let written = printer.as_ref().map_or(Ok(()), |printer| printer.lock().finish());
     match status.and_then(|status| written.map(|()| status)) {
-        Ok(status) => end_like(status),
-        Err(failure) => fail(output, &failure, 125),
+        Ok(status) => {
+            if !output.is_json() && printer.is_some_and(|printer| !printer.lock().has_seen()) {
+                note("no VFIO request was seen: the program has not used its devices");
+            }
+            end_like(status)
+        }
+        Err(failure) => fail(output, &failure, FAILED),
     }
 }
 
@@ -147,42 +185,48 @@ fn fail(output: Output, failure: &Failure, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-fn start(
+/// Returns the command that starts the program, with its devices, which are printed.
+fn prepare(
     arguments: &Arguments,
     output: Output,
     printer: Option<Arc<Mutex<Printer>>>,
-) -> Result<Child, (Failure, u8)> {
-    let failed = |error: &RunError| (Failure::from_error(error).hint_if(error.advice()), error.status());
+) -> Result<Command, Unstarted> {
     // It is required on the command line.
-    let (program, rest) =
-        arguments.program.split_first().ok_or((Failure::new("no program is given"), 125))?;
+    let (program, rest) = arguments
+        .program
+        .split_first()
+        .ok_or_else(|| Unstarted::misused(Failure::usage("no program is given")))?;
     let mut command = Command::new(program);
     command.args(rest);
     // Devices without an address get one of those that are left.
     let mut devices: Vec<&Device> = arguments.devices.iter().collect();
     devices.sort_by_key(|device| device.address.is_none());
-    let mut opened = Vec::new();
+    let mut opened: Vec<Opened<'_>> = Vec::new();
     for Device { model, address } in &devices {
-        let address = address.map_or_else(|| command.free_address(), Ok).map_err(|error| failed(&error))?;
+        if let Some(twice) = address.filter(|address| opened.iter().any(|other| other.address == *address)) {
+            let failure = Failure::usage(format!("two devices have the address {twice}"));
+            return Err(Unstarted::misused(failure.hint("choose another address for one of them, or none")));
+        }
+        let address = address.map_or_else(|| command.free_address(), Ok)?;
         let faults = faults_of(address, &arguments.fault);
-        let device = model
-            .open_for_programs(address.to_string(), faults.clone())
-            .map_err(|error| (Failure::new(format!("'{model}' cannot be opened: {error}")), 125))?;
-        opened.push((address, faults, device.migration_flags()));
+        let device = model.open_for_programs(address.to_string(), faults.clone()).map_err(|error| {
+            Unstarted::failed(Failure::new(format!("'{model}' cannot be opened: {error}")))
+        })?;
         let rule = arguments.reset_rule.unwrap_or_default();
         device.set_reset_rule(rule).map_err(|errno| {
             let why = format!(
                 "'{model}' cannot have this --reset-rule, with which a reset {}: {errno}",
                 rule.text()
             );
-            (Failure::new(why), 125)
+            Unstarted::failed(Failure::new(why))
         })?;
-        command.device(device).map_err(|error| failed(&error))?;
+        command.device(device)?;
+        opened.push(Opened { address, model, faults });
     }
-    check_faults(&arguments.fault, &opened).map_err(|failure| (failure, 125))?;
+    check_faults(&arguments.fault, &opened).map_err(Unstarted::misused)?;
     // Between objects for scripts there is no other line.
     if !(arguments.trace && arguments.printing.is_to_stderr() && output.is_json()) {
-        for (files, Device { model, .. }) in command.devices().iter().zip(devices) {
+        for (files, Opened { model, .. }) in command.devices().iter().zip(opened) {
             let (group, cdev) = (files.group.display(), files.cdev.display());
             note(format_args!("{model} at {}: {group}, {cdev}", files.address));
         }
@@ -191,10 +235,18 @@ fn start(
         let options = Options::default().hex(arguments.printing.hex);
         command.trace(options, move |event| printer.lock().take(&event));
     }
-    let child = command.spawn().map_err(|error| failed(&error))?;
+    Ok(command)
+}
+
+/// Starts the program.
+fn start(command: Command, mut signals: Signals) -> Result<(Child, Signals), Unstarted> {
+    if let Some(signal) = signals.fatal_before_program() {
+        return Err(Unstarted::Killed(signal));
+    }
+    let child = command.spawn()?;
     // Not before: the program is to have the limit that the user gave, and its data files have numbers near that.
     raise_open_files();
-    Ok(child)
+    Ok((child, signals))
 }
 
 /// Lets this process have as many descriptors as it may: each file that the program opens takes two here.
@@ -211,48 +263,39 @@ fn faults_of(address: Address, faults: &[DeviceFaults]) -> Faults {
 }
 
 /// Checks that each fault is for one of the devices, that it is clear for which, and that it can happen there.
-fn check_faults(
-    faults: &[DeviceFaults],
-    devices: &[(Address, Faults, Result<MigrationFlags, Errno>)],
-) -> Result<(), Failure> {
-    let all: Vec<String> = devices.iter().map(|(address, ..)| address.to_string()).collect();
+fn check_faults(faults: &[DeviceFaults], devices: &[Opened<'_>]) -> Result<(), Failure> {
+    let all: Vec<String> = devices.iter().map(|device| device.address.to_string()).collect();
     let all = all.join(", ");
     for DeviceFaults { address, faults } in faults {
         match address {
-            Some(address) if !devices.iter().any(|(other, ..)| other == address) => {
-                return Err(Failure::new(format!(
+            Some(address) if !devices.iter().any(|device| device.address == *address) => {
+                return Err(Failure::usage(format!(
                     "no device has the address {address} of --fault '{faults}'"
                 ))
                 .hint(format!("the addresses are {all}")));
             }
             None if devices.len() > 1 => {
-                return Err(Failure::new(format!("--fault '{faults}' does not say which device it is for"))
-                    .hint(format!("begin it with one of the addresses {all}")));
+                return Err(Failure::usage(format!(
+                    "--fault '{faults}' does not say which device it is for"
+                ))
+                .hint(format!("begin it with one of the addresses {all}")));
             }
             _ => {}
         }
     }
-    for (address, faults, flags) in devices {
-        // A device that migrates through a region has none.
-        if let Ok(flags) = flags {
-            unreachable_fault::check(faults, *flags, &format!("device {address}"))?;
-        }
-    }
-    Ok(())
-}
-
-/// Catches the signals to pass on, but for those that are ignored.
-fn caught() -> std::io::Result<Caught> {
-    Caught::new(PASSED_ON.iter().filter(|signal| !is_ignored(**signal)))
+    devices.iter().try_for_each(|Opened { address, model, faults }| {
+        unreachable_fault::check(faults, model, &format!("device {address}"))
+    })
 }
 
 /// Waits for the program, and passes signals on to it meanwhile. What it has started is served as long as it has a device
 /// open; a signal ends that.
-fn supervise(mut child: Child, signals: Caught, interrupt: Interrupt) -> Result<ExitStatus, Failure> {
+fn supervise(mut child: Child, signals: Signals, interrupt: Interrupt) -> Result<ExitStatus, Failure> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| Failure::new("the program's process has no number"))?;
     let running = Arc::new(Mutex::new(Some(pid)));
-    pass_on_signals(signals, running.clone(), child.stopper(), interrupt)
+    signals
+        .pass_on(running.clone(), child.stopper(), interrupt)
         .map_err(|error| Failure::from_io("cannot start a thread for signals", &error))?;
     // Its number is free for other processes only once it is waited for.
     while let Err(rustix::io::Errno::INTR) =
@@ -264,48 +307,21 @@ fn supervise(mut child: Child, signals: Caught, interrupt: Interrupt) -> Result<
     Ok(status)
 }
 
-/// Passes on the signals that processes send. Those of the terminal reach the program by themselves.
-///
-/// After its end they end the wait for a reader of the trace too.
-///
-/// Nothing tells a signal for the whole process group, which reaches the program too, from one for this process alone. Twice
-/// is better than never.
-fn pass_on_signals(
-    mut incoming: Caught,
-    running: Arc<Mutex<Option<Pid>>>,
-    stopper: Stopper,
-    interrupt: Interrupt,
-) -> std::io::Result<()> {
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for info in incoming.forever() {
-            let running = running.lock();
-            match (*running, Signal::from_named_raw(info.si_signo)) {
-                // Sent by a process.
-                (Some(pid), Some(signal)) if info.si_code <= 0 => {
-                    // It may be another user's by now.
-                    let _ = kill_process(pid, signal);
-                }
-                (Some(_), _) => {}
-                (None, _) => {
-                    interrupt.set();
-                    stopper.stop();
-                }
-            }
-        }
-    })?;
-    Ok(())
-}
-
 /// Ends this process as the program has ended.
 fn end_like(status: ExitStatus) -> ExitCode {
-    if let Some(signal) = status.signal() {
-        // The core dump, if any, is the program's.
-        let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-        let _ = signal_hook::low_level::emulate_default_handler(signal);
-        // A signal that cannot be raised: what a shell returns for it.
-        return ExitCode::from(u8::try_from(128 + signal).unwrap_or(125));
+    match status.signal() {
+        Some(signal) => end_by(signal),
+        None => ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)),
     }
-    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(125))
+}
+
+/// Ends this process by a signal.
+fn end_by(signal: i32) -> ExitCode {
+    // The core dump, if any, is the program's.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = signal_hook::low_level::emulate_default_handler(signal);
+    // A signal that cannot be raised: what a shell returns for it.
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(FAILED))
 }
 
 #[cfg(test)]
