@@ -2,6 +2,10 @@
 
 use whimbrel_protocol::MigrationFlags;
 
+use super::header_sentences::{
+    ABORT, ANY_STEP, CURRENT_STATE, ESTIMATES, INVALID_DATA, OPAQUE, OPTIONAL, RECOVERY, RESET, SINGLE_FD,
+    SIZE, WHOLE,
+};
 use super::met::Met;
 use super::rules;
 use super::user_case::{Role, Rule, UserCase};
@@ -23,32 +27,6 @@ const DOES_NOT_STOP: &str = "arc RUNNING_P2P->STOP: 0; arc RUNNING->STOP: 0; arc
 const DOES_NOT_RUN: &str = "arc STOP->RUNNING: 0; arc STOP->RUNNING_P2P: 0; arc RUNNING_P2P->RUNNING: 0";
 const BREAKS_AT_STOP_COPY: &str = "arc *->STOP_COPY: EIO broken";
 const STOP_COPY_ALONE: MigrationFlags = MigrationFlags::STOP_COPY;
-
-const WHOLE: &str = "End of stream on the FD indicates the entire device state has been transferred.";
-const CURRENT_STATE: &str = "If this function fails then current device_state may be the original operating state or \
-                             some other state along the combination transition path.";
-const RECOVERY: &str = "The user can then decide if it should execute a VFIO_DEVICE_RESET, attempt to return to the \
-                        original state, or attempt to return to some other state such as RUNNING or STOP.";
-const ANY_STEP: &str = "When working with combination arcs the user may see any step along the path in the device_state \
-                        if SET_STATE fails.";
-const RESET: &str =
-    "To recover from ERROR VFIO_DEVICE_RESET must be used to return the device_state back to RUNNING.";
-const INVALID_DATA: &str = "If the user provided data is found to be incomplete, inconsistent, or otherwise invalid, the \
-                            migration driver must fail the SET_STATE ioctl and optionally go to the ERROR state as \
-                            described below.";
-const ABORT: &str = "To abort a RESUMING session the device must be reset.";
-const OPAQUE: &str = "The user must consider the migration data stream carried over the FD to be opaque and must preserve \
-                      the byte order of the stream.";
-const SINGLE_FD: &str = "The data stream fed into the data_fd should be taken from the data transfer output of a single FD \
-                         during saving from a compatible device.";
-const ESTIMATES: &str = "Userspace may use the combination of these fields to estimate the potential data size available \
-                         during the PRE_COPY phases, as well as trends relative to the rate the device is dirtying its \
-                         internal state, but these fields are not required to have any bearing relative to the data size \
-                         available during the STOP_COPY phase.";
-const SIZE: &str = "Upon VFIO_DEVICE_FEATURE_GET read back the estimated data length that will be required to complete stop \
-                    copy.";
-const OPTIONAL: &str =
-    "The optional states cannot be used with SET_STATE if the device does not support them.";
 
 /// The cases, by section. Each section begins with how a failed request is taken, and ends with what must not be done.
 const ALL: &[&[UserCase]] = &[STATE, ERROR, DATA_FD, PRE_COPY, REGIONS, DIRTY];

@@ -2,7 +2,7 @@
 
 use whimbrel_protocol::{Errno, State};
 
-use super::record::Request;
+use super::request::Request;
 use super::user_case::Role;
 use super::view::{View, is_temporary_end};
 

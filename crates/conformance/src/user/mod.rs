@@ -7,8 +7,10 @@
 //! --user`.
 
 mod cases;
+mod header_sentences;
 mod met;
 mod record;
+mod request;
 mod rules;
 mod run;
 #[cfg(test)]
@@ -17,6 +19,7 @@ mod user_case;
 mod view;
 
 pub use self::cases::cases;
-pub use self::record::{Exit, Interface, Record, Request, Socket};
+pub use self::record::{Exit, Interface, Record, Socket};
+pub use self::request::Request;
 pub use self::run::{UserUnderTest, run_user};
 pub use self::user_case::{Role, UserCase};

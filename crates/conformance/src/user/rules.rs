@@ -5,7 +5,7 @@ use whimbrel_protocol::session::Direction;
 use whimbrel_protocol::{Errno, State, fsm};
 use whimbrel_uapi::pci::VFIO_PCI_CONFIG_REGION_INDEX;
 
-use super::record::Request;
+use super::request::Request;
 use super::user_case::Role;
 use super::view::{Session, View, is_temporary_end};
 use crate::outcome::{Outcome, check, equal_bytes, fail, inconclusive, skip};

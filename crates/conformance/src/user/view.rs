@@ -3,7 +3,8 @@
 use whimbrel_protocol::session::Direction;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
-use super::record::{Exit, Interface, Record, Request, Socket, Step};
+use super::record::{Exit, Interface, Record, Socket, Step};
+use super::request::Request;
 use super::user_case::Role;
 
 /// The part of a record that a rule judges.
