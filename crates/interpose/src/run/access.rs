@@ -1,5 +1,10 @@
 //! A trial of the kernel's means by which a program is served, on its process and before it begins: an error here is plainer
 //! than requests that fail later.
+//!
+//! Yama's scope 1 gives them for descendants, and for others by CAP_SYS_PTRACE in their user namespace: root has it, and so has
+//! whoever made the namespace of a program without root. A daemon of the program, whose parent has ended, is therefore served
+//! too. PR_SET_CHILD_SUBREAPER would keep it a descendant where root lacks the capability, but would also change the parent that
+//! daemons see, and leave this process to wait for them.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};

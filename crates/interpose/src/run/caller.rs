@@ -14,11 +14,12 @@ use whimbrel_device::{
 };
 use whimbrel_uapi::type1::DmaMapFlags;
 
-use super::files::{Files, Found, Object, OpenFile};
+use super::files::{Files, Found};
 use super::filter::REGIONS;
 use super::forks;
 use super::mapping;
 use super::memory;
+use super::files::{Object, OpenFile};
 use super::program_memory::Memories;
 use super::recording::Recording;
 use super::task::Task;
@@ -130,7 +131,7 @@ impl Process for TaskCaller<'_> {
     }
 
     fn shared_memory(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Memory>, Fault> {
-        memory::shared(&self.task, vaddr, size, rights)
+        memory::shared(&self.task, &self.memories.files, vaddr, size, rights)
     }
 
     fn remote_memory(
@@ -194,7 +195,7 @@ impl Process for TaskCaller<'_> {
 impl Caller for TaskCaller<'_> {
     fn memory(&self, address: u64, length: u64, write: bool) -> Result<Vec<Memory>, Errno> {
         let rights = if write { DmaMapFlags::READ | DmaMapFlags::WRITE } else { DmaMapFlags::READ };
-        Ok(memory::shared(&self.task, address, length, rights)?)
+        Ok(memory::shared(&self.task, &self.memories.files, address, length, rights)?)
     }
 
     fn memory_file(&self, fd: i32) -> Result<File, Errno> {

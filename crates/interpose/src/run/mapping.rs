@@ -12,9 +12,10 @@ use whimbrel_device::{DeviceFile, Errno, FileOffset, MmapArea};
 
 use super::answer::Answer;
 use super::caller::TaskCaller;
-use super::files::{Found, Object, OpenFile};
+use super::files::Found;
 use super::filter::REGIONS;
 use super::memory;
+use super::files::{Object, OpenFile};
 
 /// Bytes of a program's addresses, with four levels of page tables.
 const ADDRESS_SPACE: u64 = 1 << 47;

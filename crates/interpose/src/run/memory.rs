@@ -14,6 +14,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::maps::{self, Mapped};
 use super::program_memory::{Memories, ProgramMemory};
+use super::shared_files::SharedFiles;
 use super::shortage;
 use super::task::Task;
 
@@ -42,6 +43,7 @@ pub(super) fn remote(
 /// is not shared, or is of a file that is not memory or cannot be found.
 pub(super) fn shared(
     task: &Task<'_>,
+    files: &SharedFiles,
     vaddr: u64,
     size: u64,
     rights: DmaMapFlags,
@@ -56,8 +58,8 @@ pub(super) fn shared(
     let piece = |mapped: &Mapped| {
         let (from, to) = (mapped.start.max(vaddr), mapped.end.min(end));
         let offset = mapped.offset + (from - mapped.start);
-        let file = open(task, mapped, writable)?;
-        Memory::of_file(FileOffset::new(file, offset), to - from, writable).ok()
+        let file = files.get(mapped, writable, || open(task, mapped, writable))?;
+        Memory::of_file(FileOffset::from_arc(file, offset), to - from, writable).ok()
     };
     mapped.iter().map(|mapped| piece(mapped).ok_or(Fault::new(mapped.start))).collect()
 }

@@ -81,8 +81,9 @@
 //! is from the reception of the call to its answer: the program also waits for the changes to this process and back.
 //!
 //! Records come in the order in which calls end. A call that its thread does not survive is
-//! [`Unfinished`](crate::trace::Outcome::Unfinished). A call that the kernel answers is not seen, such as a request on a file
-//! that is not one of VFIO, or the mapping of a region.
+//! [`Unfinished`](crate::trace::Outcome::Unfinished), as is one that has no answer a second after the end. The mapping of a
+//! region is recorded when the kernel is left to make it: its result is [`Unseen`](crate::trace::Outcome::Unseen). No other call
+//! that the kernel answers is seen, such as a request on a file that is not one of VFIO.
 //!
 //! ```no_run
 //! # use whimbrel_interpose::run::Command;
@@ -111,7 +112,8 @@
 //!   those of that file, and mremap(2) reaches all of it. An F_OFD_SETLK lock of the file tells that the program has it: a
 //!   program that removes the lock closes the device.
 //! - A group that is open can be opened once more; the first request on it fails with EBUSY.
-//! - Memory is not pinned. A device's access to memory that the program has unmapped is a DMA fault.
+//! - Memory is not pinned. A device's access to memory that the program has unmapped is a DMA fault, and so is one to private
+//!   memory that a userfaultfd of the program does not fill within five seconds.
 //! - read(2) and write(2) at the file position of a device do nothing, and neither do sendfile(2) and splice(2). By a
 //!   duplicate of a device's own file that was made before the first request, they are those of `/dev/full` until there is a
 //!   request or an access to a region by it.
@@ -130,8 +132,8 @@
 //!
 //! # Descriptors of this process
 //!
-//! Each VFIO file of the program takes two descriptors here, each eventfd one, each mapping of shared memory for DMA one,
-//! and all mappings of private memory of one program together one. Without a free one, requests fail with EMFILE. The soft
+//! Each VFIO file of the program takes two descriptors here, each eventfd one, each file of shared memory that is mapped for
+//! DMA one, and all mappings of private memory of one program together one. Without a free one, requests fail with EMFILE. The soft
 //! limit of this process is not changed here: raise it after [`Command::spawn`], as the program begins with the one that
 //! this process has then.
 //!
@@ -142,9 +144,11 @@
 
 mod access;
 mod answer;
+mod buffers;
 mod caller;
 mod checks;
 mod child;
+mod closer;
 mod command;
 mod copies;
 mod device;
@@ -153,6 +157,7 @@ mod events;
 mod files;
 mod filter;
 mod forks;
+mod held_pages;
 mod host;
 mod layout;
 mod mapping;
@@ -164,14 +169,18 @@ mod program_memory;
 mod recording;
 mod region_files;
 mod requests;
+mod shared_files;
 mod shortage;
+mod slow;
 mod start;
 mod supervisor;
 mod system;
 mod task;
 mod traced;
 mod turn;
+mod under_way;
 mod unread;
+mod workers;
 
 pub use self::child::{Child, Stopper};
 pub use self::command::{Command, DeviceFiles};

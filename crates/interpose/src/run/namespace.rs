@@ -131,7 +131,7 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
 mod tests {
     #![allow(unsafe_code, reason = "code between fork and exec")]
 
-    use std::io;
+    use std::io::{self, Write};
     use std::os::unix::process::CommandExt;
     use std::process::Command;
 
@@ -165,10 +165,10 @@ mod tests {
             Ok(listed) => assert_eq!(String::from_utf8(listed.stdout).unwrap(), "folder\nkept\n"),
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(libc::ENOTSUP), "{error}");
-                assert!(
-                    std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(),
-                    "a mount namespace cannot be made"
-                );
+                // Past the capture of test output: a test that did not happen must be seen.
+                let _ =
+                    writeln!(io::stderr(), "SKIPPED: files of a program: a mount namespace cannot be made");
+                assert!(std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(), "WHIMBREL_REQUIRE_ALL is set");
             }
         }
     }

@@ -12,6 +12,8 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use whimbrel_device::{Errno, RemoteMemory};
 
+use super::held_pages;
+use super::shared_files::SharedFiles;
 use super::task::{ProcessId, Task};
 
 /// `AT_RANDOM` of `/proc/PID/auxv` (`include/uapi/linux/auxvec.h`).
@@ -25,12 +27,14 @@ type Random = [u8; 16];
 #[derive(Debug)]
 pub(super) struct ProgramMemory {
     file: File,
+    process: u32,
 }
 
 /// The memories that mappings have.
 #[derive(Debug, Default)]
 pub(super) struct Memories {
     open: Mutex<Vec<(ProcessId, Weak<ProgramMemory>)>>,
+    pub(super) files: SharedFiles,
 }
 
 impl Memories {
@@ -48,7 +52,7 @@ impl Memories {
         if let Some(memory) = known.into_iter().find(|memory| memory.is_of(task)) {
             return Ok(memory);
         }
-        let memory = Arc::new(ProgramMemory { file: task.memory()? });
+        let memory = Arc::new(ProgramMemory { file: task.memory()?, process: process.number() });
         self.open.lock().push((process, Arc::downgrade(&memory)));
         Ok(memory)
     }
@@ -71,14 +75,37 @@ impl ProgramMemory {
     }
 }
 
-/// A page that is not in memory may keep an access waiting past its deadline; the end of the program ends it.
+/// A page that a userfaultfd fills is waited for. Of a file system that does not reply it may keep an access waiting past its
+/// deadline, and the program's changes of its mappings with it; the end of the program ends that.
 impl RemoteMemory for ProgramMemory {
-    fn read(&self, address: u64, data: &mut [u8], _: Instant) -> Result<(), Errno> {
-        self.file.read_exact_at(data, address).map_err(|error| errno(&error))
+    fn read(&self, address: u64, data: &mut [u8], deadline: Instant) -> Result<(), Errno> {
+        let length = data.len();
+        self.access(address, length, deadline, || self.file.read_exact_at(data, address))
     }
 
-    fn write(&self, address: u64, data: &[u8], _: Instant) -> Result<(), Errno> {
-        self.file.write_all_at(data, address).map_err(|error| errno(&error))
+    fn write(&self, address: u64, data: &[u8], deadline: Instant) -> Result<(), Errno> {
+        self.access(address, data.len(), deadline, || self.file.write_all_at(data, address))
+    }
+}
+
+impl ProgramMemory {
+    /// Makes an access, once more after a wait for its pages if the kernel finds one of them missing.
+    fn access(
+        &self,
+        address: u64,
+        length: usize,
+        deadline: Instant,
+        mut access: impl FnMut() -> io::Result<()>,
+    ) -> Result<(), Errno> {
+        let is_missing = |error: &io::Error| Errno::from_io_error(error) == Some(Errno::EIO);
+        match access() {
+            Err(error) if is_missing(&error) => {
+                held_pages::wait_for(self.process, address, length, deadline)?;
+                access()
+            }
+            made => made,
+        }
+        .map_err(|error| errno(&error))
     }
 }
 

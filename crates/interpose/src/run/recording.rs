@@ -10,18 +10,21 @@ use whimbrel_device::split_offset;
 
 use super::answer::Answer;
 use super::copies::Copies;
-use super::files::OpenFile;
 use super::filter::REGIONS;
+use super::files::OpenFile;
 use super::task::Task;
 use super::traced::{Trace, TracedFile, User};
+use super::under_way::Begun;
 use crate::trace::calls::{self, Kind};
-use crate::trace::descriptors::Described;
+use crate::trace::described::Described;
 use crate::trace::{Action, MAX_HEX, Map, On, Outcome, Place, Record, Request, Transfer, dirty};
 
 /// The recording of one call.
 #[derive(Debug)]
 pub(super) struct Recording<'a> {
     trace: &'a Trace,
+    /// The number of the call.
+    id: u64,
     user: User,
     received: Instant,
     seen: RefCell<Seen>,
@@ -39,14 +42,11 @@ struct Seen {
 }
 
 impl<'a> Recording<'a> {
-    /// Begins the recording of a call that was received from a thread.
-    pub(super) fn new(
-        trace: &'a Trace,
-        data: &seccomp_data,
-        (thread, received): (u32, Instant),
-    ) -> Recording<'a> {
+    /// Begins the recording of a call that was received. `None` for one that the trace has given up.
+    pub(super) fn new(trace: &'a Trace, id: u64) -> Option<Recording<'a>> {
+        let Begun { data, user, received, .. } = trace.under_way().get(id)?;
         let seen = Seen { copies: Copies::new(data.args[2]), asked: None, data: Vec::new(), file: None };
-        Recording { trace, user: trace.user(thread), received, seen: RefCell::new(seen) }
+        Some(Recording { trace, id, user, received, seen: RefCell::new(seen) })
     }
 
     /// Notes bytes that were read.
@@ -76,7 +76,10 @@ impl<'a> Recording<'a> {
     /// Notes the file behind a descriptor. The first one is that of the call itself.
     pub(super) fn found(&self, fd: i32, open: &Arc<OpenFile>) {
         self.trace.used(open, fd, self.user);
-        self.seen.borrow_mut().file.get_or_insert_with(|| open.clone());
+        self.seen.borrow_mut().file.get_or_insert_with(|| {
+            self.trace.under_way().found(self.id, open);
+            open.clone()
+        });
     }
 
     /// Names a file that the call opens, before the program has it.
@@ -91,61 +94,106 @@ impl<'a> Recording<'a> {
         self.trace.used(open, fd, self.user);
     }
 
-    /// Returns the record of the call, which still waits for this answer. `None` for one that the kernel answers.
+    /// Returns the record of the call, which still waits for this answer. `None` for one that the kernel answers, unless it
+    /// maps a region.
     pub(super) fn record(self, data: &seccomp_data, task: &Task<'_>, answer: Answer) -> Option<Record> {
+        let seen = self.seen.into_inner();
         let outcome = match answer {
             Answer::Value(value) => Outcome::Returned(value),
             Answer::Error(errno) => Outcome::Failed(errno),
+            Answer::Continue if seen.file.is_some() && maps_region(data) => Outcome::Unseen,
             Answer::Continue => return None,
         };
-        let fd = match c_long::from(data.nr) {
-            libc::SYS_mmap => data.args[4] as c_int,
-            libc::SYS_io_uring_setup => -1,
-            _ => data.args[0] as c_int,
-        };
-        let seen = self.seen.into_inner();
+        let fd = descriptor(data);
         let traced = seen.file.as_ref().and_then(|file| file.traced.get());
         let link = || String::from_utf8_lossy(&task.link(fd).unwrap_or_default()).into_owned();
         let linked = if traced.is_none() { Some(Described::of_link(&link())) } else { None };
         let described = traced.map(TracedFile::described).or(linked.as_ref())?;
-        let on = if fd < 0 { On::new(fd, "other", "no file") } else { described.on(fd) };
-        let action = match calls::kind(data.nr.cast_unsigned().into()) {
-            Some(Kind::Ioctl) => {
-                let number = data.args[1] as u32;
-                let file = described.decoded_as(number);
-                let (argument, answer) = seen.copies.argument(file, number, task);
-                let mut request = Request::new(file, number, data.args[2], argument);
-                (request.answer, request.hex) = (answer, self.trace.hex());
+        let mut action = action(data, described);
+        match &mut action {
+            Action::Request(request) => {
+                (request.argument, request.answer) = seen.copies.argument(request.file, request.number, task);
+                request.hex = self.trace.hex();
                 if outcome.returned().is_some() {
-                    request.dirty = dirty::find(&request)
+                    request.dirty = dirty::find(request)
                         .map(|bitmap| dirty::count(bitmap, |at, to| task.read_some(at, to)));
                 }
-                Action::Request(request)
             }
-            Some(Kind::Transfer { name, offset, .. }) => {
-                let mut transfer = Transfer::new(name, seen.asked.unwrap_or(data.args[2]));
-                // An offset of -1 is the position of the file.
-                transfer.offset = (offset && data.args[3] != u64::MAX).then_some(data.args[3]);
-                transfer.place = transfer.offset.and_then(place);
+            Action::Transfer(transfer) => {
+                transfer.asked = seen.asked.unwrap_or(transfer.asked);
                 transfer.data = seen.data;
                 if let Outcome::Returned(count) = outcome {
                     transfer.data.truncate(usize::try_from(count).unwrap_or(0));
                 }
-                Action::Transfer(transfer)
             }
-            Some(Kind::Map) => {
-                let mut map = Map::new(data.args[1], data.args[5]);
-                map.place = place(map.offset);
-                Action::Map(map)
-            }
-            Some(Kind::Duplicate { name, .. }) => Action::Duplicate { call: name, to: None },
-            Some(Kind::Control) => Action::Duplicate { call: "fcntl", to: None },
-            _ => Action::Other { call: other(data.nr.into()) },
-        };
-        let at = self.trace.events().since_start(self.received);
-        let mut record = Record::new(at, on, action, outcome);
-        (record.process, record.thread) = (self.user.process, self.user.thread);
-        Some(record)
+            _ => {}
+        }
+        Some(recorded(self.trace, (self.user, self.received), on(described, fd), action, outcome))
+    }
+}
+
+/// Returns the record of a call without its argument: a look at its task might not come back.
+pub(super) fn unread(trace: &Trace, call: &Begun, outcome: Outcome) -> Record {
+    let file = call.file.upgrade();
+    let unknown = Described::not_looked_at();
+    let described = file.as_ref().and_then(|file| file.traced.get()).map_or(&unknown, TracedFile::described);
+    let action = action(&call.data, described);
+    let on = on(described, descriptor(&call.data));
+    recorded(trace, (call.user, call.received), on, action, outcome)
+}
+
+fn recorded(
+    trace: &Trace,
+    (user, received): (User, Instant),
+    on: On,
+    action: Action,
+    outcome: Outcome,
+) -> Record {
+    let mut record = Record::new(trace.events().since_start(received), on, action, outcome);
+    (record.process, record.thread) = (user.process, user.thread);
+    record
+}
+
+/// Returns the descriptor that a call is made on, or -1.
+fn descriptor(data: &seccomp_data) -> c_int {
+    match c_long::from(data.nr) {
+        libc::SYS_mmap => data.args[4] as c_int,
+        libc::SYS_io_uring_setup => -1,
+        _ => data.args[0] as c_int,
+    }
+}
+
+fn on(described: &Described, fd: c_int) -> On {
+    if fd < 0 { On::new(fd, "other", "no file") } else { described.on(fd) }
+}
+
+/// Returns whether a call maps a region, if it is made on a device.
+fn maps_region(data: &seccomp_data) -> bool {
+    c_long::from(data.nr) == libc::SYS_mmap && data.args[5] >= REGIONS
+}
+
+/// Returns a call as its registers tell it.
+fn action(data: &seccomp_data, described: &Described) -> Action {
+    match calls::kind(data.nr.cast_unsigned().into()) {
+        Some(Kind::Ioctl) => {
+            let number = data.args[1] as u32;
+            Action::Request(Request::new(described.decoded_as(number), number, data.args[2], Vec::new()))
+        }
+        Some(Kind::Transfer { name, offset, .. }) => {
+            let mut transfer = Transfer::new(name, data.args[2]);
+            // An offset of -1 is the position of the file.
+            transfer.offset = (offset && data.args[3] != u64::MAX).then_some(data.args[3]);
+            transfer.place = transfer.offset.and_then(place);
+            Action::Transfer(transfer)
+        }
+        Some(Kind::Map) => {
+            let mut map = Map::new(data.args[1], data.args[5]);
+            map.place = place(map.offset);
+            Action::Map(map)
+        }
+        Some(Kind::Duplicate { name, .. }) => Action::Duplicate { call: name, to: None },
+        Some(Kind::Control) => Action::Duplicate { call: "fcntl", to: None },
+        _ => Action::Other { call: other(data.nr.into()) },
     }
 }
 

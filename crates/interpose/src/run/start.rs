@@ -90,8 +90,11 @@ pub(super) fn start<T: Send>(
             },
             (Ok(mut child), Err(error)) => {
                 let _ = child.kill();
-                let _ = child.wait();
-                Err(error)
+                match child.wait().ok().and_then(|status| status.signal()) {
+                    // Another signal came before: the error is that of a process that is gone.
+                    Some(signal) if signal != libc::SIGKILL => Err(RunError::Killed(signal)),
+                    _ => Err(error),
+                }
             }
             (Err(_), Err(error)) => Err(error),
             (Err(error), Ok(Some(_))) => Err(not_executed(program, &error)),

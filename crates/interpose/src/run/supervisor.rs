@@ -6,50 +6,41 @@
 //! thread takes its [turn](Turn).
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use libc::{SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_notif, seccomp_notif_resp};
-use parking_lot::{Condvar, Mutex};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use whimbrel_device::Errno;
 
 use super::answer::Answer;
 use super::caller::TaskCaller;
+use super::closer;
 use super::events::Take;
-use super::files::{Files, OpenFile};
+use super::files::Files;
+use super::files::OpenFile;
 use super::program_memory::Memories;
-use super::recording::Recording;
+use super::recording::{Recording, unread};
 use super::requests;
+use super::slow::Slow;
 use super::system::{receive, send};
 use super::task::Task;
 use super::traced::Trace;
 use super::turn::Turn;
-use crate::trace::Options;
+use super::workers::Workers;
+use crate::trace::{Options, Outcome};
 
-/// Workers at a time, and so requests that can wait at once: for the device, or for memory that the program keeps back.
-/// The next one waits until one of them is answered.
-const MAX_WORKERS: usize = 1024;
-
-/// The longest that the end waits for an answer under way. One that waits for memory of the program may never end.
+/// The longest that the end waits for answers under way. One that waits for memory of the program may never end.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// The longest that files stay open once no task is left: another process may have them, which can make no requests.
 const LATE_CLOSES: Duration = Duration::from_secs(2);
-
-/// The longest that a trace waits for requests that are not answered when the program has ended.
-const LAST_RECORDS: Duration = Duration::from_secs(10);
-
-/// The pauses after which the files of drivers are looked at again: a moment after a report, and then ever more rarely.
-const MIN_PAUSE: Duration = Duration::from_millis(1);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The state that the threads share.
 #[derive(Debug)]
@@ -63,27 +54,9 @@ struct Shared {
     stop: OwnedFd,
     /// No process of the program is left, or everything ends.
     is_over: AtomicBool,
-    /// Requests that are answered by others than the receiver, and closes.
-    slow: AtomicUsize,
+    slow: Slow,
     turn: Turn,
-    queue: Mutex<Queue>,
-    work: Condvar,
-}
-
-/// A call of the program.
-#[derive(Clone, Copy)]
-struct Call {
-    notification: seccomp_notif,
-    /// When it was received, if the program is traced.
-    received: Option<Instant>,
-}
-
-#[derive(Default)]
-struct Queue {
-    calls: VecDeque<Call>,
-    workers: usize,
-    idle: usize,
-    ended: bool,
+    workers: Workers,
 }
 
 /// A trace that somebody takes.
@@ -123,10 +96,9 @@ impl Supervisor {
             trace,
             stop,
             is_over: AtomicBool::new(false),
-            slow: AtomicUsize::new(0),
+            slow: Slow::default(),
             turn: Turn::default(),
-            queue: Mutex::default(),
-            work: Condvar::new(),
+            workers: Workers::default(),
         });
         let (runs, running) = mpsc::channel();
         let mut supervisor = Supervisor { shared: shared.clone(), running, tracer: None };
@@ -134,11 +106,10 @@ impl Supervisor {
             let events = trace.events().clone();
             supervisor.tracer = Some(thread("trace", (), move |()| events.give_out(take))?);
         }
-        let (closer, closer_runs) = (shared.clone(), runs.clone());
-        thread("closes", closer_runs, move |_| closer.close())?;
-        let stands_by = shared.clone();
-        thread("receiver", runs.clone(), move |runs| stands_by.stand_by(runs))?;
-        thread("receiver", runs, move |_| shared.receive(0))?;
+        let closes = shared.clone();
+        thread("closes", runs.clone(), move |_| closer::close(&closes.files, &closes.stop, &closes.slow))?;
+        shared.start_stand_by(&runs)?;
+        thread("receiver", runs, move |runs| shared.receive(&runs, 0))?;
         Ok(supervisor)
     }
 
@@ -170,11 +141,12 @@ impl Stopper {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         self.shared.end();
+        let deadline = Instant::now() + LAST_ANSWERS;
         if self.running.recv_timeout(LAST_ANSWERS) == Err(mpsc::RecvTimeoutError::Timeout) {
             tracing::warn!("a request of the program is still waiting for the program's memory or files");
         }
         if let Some(trace) = &self.shared.trace {
-            self.shared.abandon_calls();
+            self.shared.abandon_calls(trace, deadline);
             // Closes that nobody has read yet.
             self.shared.files.read_closes();
             self.shared.files.close_all();
@@ -196,8 +168,7 @@ impl Shared {
         self.is_over.store(true, Ordering::Release);
         // Only a counter at its end refuses it, which is readable too.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
-        self.queue.lock().ended = true;
-        self.work.notify_all();
+        self.workers.end();
         self.turn.wake();
         self.files.wake();
         if let Some(trace) = &self.trace {
@@ -205,27 +176,33 @@ impl Shared {
         }
     }
 
-    /// Stands by to receive in place of a receiver that does not come back from an answer.
-    fn stand_by(self: &Arc<Shared>, runs: Running) {
-        let slower = || {
-            self.slow.fetch_add(1, Ordering::AcqRel);
-        };
-        let faster = || {
-            self.slow.fetch_sub(1, Ordering::AcqRel);
-        };
-        let Some(step) = self.turn.stand_by(|| self.is_over.load(Ordering::Acquire), slower, faster) else {
-            return;
-        };
-        let next = self.clone();
-        if let Err(error) = thread("receiver", runs.clone(), move |runs| next.stand_by(runs)) {
-            tracing::warn!(%error, "cannot start a thread that stands by to receive the program's calls");
+    /// Starts a thread that stands by, unless one does.
+    fn start_stand_by(self: &Arc<Shared>, runs: &Running) -> io::Result<()> {
+        if self.turn.needs_stand_by() {
+            let stands_by = self.clone();
+            thread("receiver", runs.clone(), move |runs| stands_by.stand_by(&runs))
+                .inspect_err(|_| self.turn.forget_stand_by())?;
         }
-        self.receive(step);
+        Ok(())
+    }
+
+    /// Stands by to receive in place of a receiver that does not come back from an answer.
+    fn stand_by(self: &Arc<Shared>, runs: &Running) {
+        let is_over = || self.is_over.load(Ordering::Acquire);
+        if let Some(step) = self.turn.stand_by(is_over, || self.slow.begin(), || self.slow.end()) {
+            self.receive(runs, step);
+        }
     }
 
     /// The receiver: until no task is left, everything ends, or another thread has taken the turn. `step` is its first step.
-    fn receive(self: &Arc<Shared>, mut step: u64) {
+    fn receive(self: &Arc<Shared>, runs: &Running, mut step: u64) {
+        let mut has_told = false;
         loop {
+            if let Err(error) = self.start_stand_by(runs)
+                && !std::mem::replace(&mut has_told, true)
+            {
+                tracing::warn!(%error, "cannot start a thread that stands by to receive the program's calls");
+            }
             let mut ready =
                 [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
             match poll(&mut ready, None) {
@@ -242,12 +219,11 @@ impl Shared {
             if call.contains(PollFlags::IN) {
                 match receive(self.listener.as_fd()) {
                     Ok(notification) => {
-                        let received = self.trace.as_ref().map(|_| Instant::now());
                         self.turn.begin(step);
-                        self.take(Call { notification, received });
+                        self.take(notification);
                         let Some(next) = self.turn.end(step) else {
                             // It counted as slow from then on.
-                            self.slow.fetch_sub(1, Ordering::AcqRel);
+                            self.slow.end();
                             return;
                         };
                         step = next;
@@ -270,31 +246,23 @@ impl Shared {
     }
 
     /// Answers a call, or passes it to a worker.
-    fn take(self: &Arc<Shared>, call: Call) {
-        if self.slow.load(Ordering::Acquire) == 0 {
+    fn take(self: &Arc<Shared>, call: seccomp_notif) {
+        if let Some(trace) = &self.trace {
+            trace.begin(&call);
+        }
+        if self.slow.is_none() {
             let open = self.open_file(&call);
-            if open.as_ref().is_some_and(|open| requests::is_quick(&call.notification.data, open)) {
+            if open.as_ref().is_some_and(|open| requests::is_quick(&call.data, open)) {
                 self.answer(&call, open);
                 return;
             }
         }
-        self.slow.fetch_add(1, Ordering::AcqRel);
-        let mut queue = self.queue.lock();
-        queue.calls.push_back(call);
-        let needs_worker = queue.idle < queue.calls.len() && queue.workers < MAX_WORKERS;
-        if needs_worker {
-            queue.workers += 1;
-        }
-        let workers = queue.workers;
-        drop(queue);
-        if !needs_worker {
-            self.work.notify_one();
-            return;
-        }
+        self.slow.begin();
+        let Some(workers) = self.workers.add(call) else { return };
         let shared = self.clone();
         // Nobody waits for the workers: those that wait for the program may never end.
         if let Err(error) = thread("worker", (), move |()| shared.work()) {
-            self.queue.lock().workers -= 1;
+            self.workers.forget_worker();
             tracing::warn!(%error, workers, "cannot start a thread for the program's requests");
             if workers == 1 {
                 // Nobody else would answer it.
@@ -303,75 +271,47 @@ impl Shared {
         }
     }
 
-    /// Answers the first call of the queue with ENOMEM.
+    /// Answers the first call that waits for a worker with ENOMEM.
     fn refuse(&self) {
-        let call = self.queue.lock().calls.pop_front();
-        if let Some(call) = call {
-            self.slow.fetch_sub(1, Ordering::AcqRel);
+        if let Some(call) = self.workers.take() {
+            let _ends = self.slow.ends();
             self.answer_with(&call, None, |_| Answer::Error(Errno::ENOMEM));
         }
     }
 
     /// A worker: until everything ends.
     fn work(&self) {
-        let mut queue = self.queue.lock();
-        while !queue.ended {
-            let Some(call) = queue.calls.pop_front() else {
-                queue.idle += 1;
-                self.work.wait(&mut queue);
-                queue.idle -= 1;
-                continue;
-            };
-            drop(queue);
-            self.answer(&call, self.open_file(&call));
-            self.slow.fetch_sub(1, Ordering::AcqRel);
-            queue = self.queue.lock();
-        }
+        self.workers.work(|call| {
+            let _ends = self.slow.ends();
+            self.answer(call, self.open_file(call));
+        });
     }
 
-    /// Closes what the program closes: until everything ends.
-    fn close(&self) {
-        let mut pause = MIN_PAUSE;
-        loop {
-            let mut ready = [
-                PollFd::from_borrowed_fd(self.files.closes(), PollFlags::IN),
-                PollFd::new(&self.stop, PollFlags::IN),
-            ];
-            let timeout = self.files.has_marked_files().then(|| timespec(pause));
-            let waited = poll(&mut ready, timeout.as_ref());
-            if !ready[1].revents().is_empty() || !matches!(waited, Ok(_) | Err(rustix::io::Errno::INTR)) {
-                return;
-            }
-            pause = if waited == Ok(0) { (pause * 2).min(MAX_PAUSE) } else { MIN_PAUSE };
-            self.slow.fetch_add(1, Ordering::AcqRel);
-            self.files.read_closes();
-            self.slow.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-
-    fn task(&self, call: &Call) -> Task<'_> {
-        Task::new(self.listener.as_fd(), call.notification.id, call.notification.pid)
+    fn task(&self, call: &seccomp_notif) -> Task<'_> {
+        Task::new(self.listener.as_fd(), call.id, call.pid)
     }
 
     /// Returns the open file behind the first argument of a call, if it is known.
-    fn open_file(&self, call: &Call) -> Option<Arc<OpenFile>> {
-        self.files.known(&self.task(call), call.notification.data.args[0] as i32)
+    fn open_file(&self, call: &seccomp_notif) -> Option<Arc<OpenFile>> {
+        let known = || self.files.known(&self.task(call), call.data.args[0] as i32);
+        // Its answer tells the program of what went wrong here.
+        catch_unwind(AssertUnwindSafe(known)).unwrap_or(None)
     }
 
-    fn answer(&self, call: &Call, open: Option<Arc<OpenFile>>) {
-        let data = &call.notification.data;
+    fn answer(&self, call: &seccomp_notif, open: Option<Arc<OpenFile>>) {
+        let data = &call.data;
         self.answer_with(call, open, |(open, caller)| requests::answer(data, open, caller));
     }
 
     /// Answers a call as `decide` says.
     fn answer_with(
         &self,
-        call: &Call,
+        call: &seccomp_notif,
         open: Option<Arc<OpenFile>>,
         decide: impl FnOnce((Option<&Arc<OpenFile>>, &mut TaskCaller<'_>)) -> Answer,
     ) {
-        let (task, data) = (self.task(call), &call.notification.data);
-        let recording = self.recording(call);
+        let (task, data) = (self.task(call), &call.data);
+        let recording = self.trace.as_ref().and_then(|trace| Recording::new(trace, call.id));
         if let (Some(recording), Some(open)) = (&recording, &open)
             && requests::is_about_first_argument(data)
         {
@@ -391,55 +331,48 @@ impl Shared {
         let record =
             catch_unwind(AssertUnwindSafe(|| recording?.record(data, &task, answer))).unwrap_or(None);
         // What the program closes after its answer is closed: nobody here may have it then.
-        drop(open);
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
+        let respond = || {
+            let is_recorded_here = self.trace.as_ref().is_some_and(|trace| trace.under_way().end(call.id));
+            let is_taken = self.respond(call, answer);
+            is_recorded_here.then_some(is_taken)
+        };
         match (&self.trace, record) {
             (Some(trace), Some(record)) => {
                 // The program waits, not this thread: else a program whose trace nobody reads would go on until all workers wait.
                 trace.events().wait_for_room();
-                trace.events().end(record, || self.respond(call, answer));
+                trace.events().end(record, respond);
             }
             _ => {
-                self.respond(call, answer);
+                respond();
             }
         }
     }
 
-    fn recording(&self, call: &Call) -> Option<Recording<'_>> {
-        let (trace, received) = (self.trace.as_ref()?, call.received?);
-        Some(Recording::new(trace, &call.notification.data, (call.notification.pid, received)))
-    }
-
-    /// Records the calls that nobody has begun to answer, and waits for those that somebody answers. Their tasks are gone.
-    fn abandon_calls(&self) {
-        let calls = std::mem::take(&mut self.queue.lock().calls);
-        for call in calls {
-            self.slow.fetch_sub(1, Ordering::AcqRel);
-            self.answer_with(&call, None, |_| Answer::Error(Errno::ENOSYS));
-        }
-        let deadline = Instant::now() + LAST_RECORDS;
-        while self.slow.load(Ordering::Acquire) > 0 {
-            if Instant::now() > deadline {
-                tracing::warn!("a request has not ended: it is missing in the trace");
-                break;
+    /// Ends the calls that nobody has begun to answer, and records them and those whose answer does not come by the deadline.
+    fn abandon_calls(&self, trace: &Trace, deadline: Instant) {
+        for call in self.workers.take_all() {
+            let _ends = self.slow.ends();
+            if let Some(begun) = trace.under_way().take(call.id) {
+                let record = unread(trace, &begun, Outcome::Failed(Errno::ENOSYS));
+                trace.events().end(record, || Some(self.respond(&call, Answer::Error(Errno::ENOSYS))));
             }
-            std::thread::sleep(Duration::from_millis(1));
+        }
+        for call in trace.under_way().take_at(deadline) {
+            trace.events().end(unread(trace, &call, Outcome::Unfinished), || Some(false));
         }
     }
 
     /// Gives the program an answer. Returns false if its task was killed.
-    fn respond(&self, call: &Call, answer: Answer) -> bool {
+    fn respond(&self, call: &seccomp_notif, answer: Answer) -> bool {
         let (val, error, flags) = match answer {
             Answer::Value(value) => (value, 0, 0),
             Answer::Error(errno) => (0, -errno.raw_os_error(), 0),
             Answer::Continue => (0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
         };
-        let id = call.notification.id;
+        let id = call.id;
         send(self.listener.as_fd(), seccomp_notif_resp { id, val, error, flags }).is_ok()
     }
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
 }
 
 /// Starts a thread. It holds `runs` until its end, unless it passes that on.
@@ -454,14 +387,5 @@ fn thread<R: Send + 'static>(
 impl std::fmt::Debug for Traced {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Traced").field("options", &self.options).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Queue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue")
-            .field("calls", &self.calls.len())
-            .field("workers", &self.workers)
-            .finish_non_exhaustive()
     }
 }

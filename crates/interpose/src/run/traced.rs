@@ -1,9 +1,10 @@
 //! The trace of a program that runs here: its files as records name them, its processes, and its events.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
+use libc::seccomp_notif;
 use parking_lot::Mutex;
 use whimbrel_protocol::session::Direction;
 
@@ -11,7 +12,8 @@ use super::events::Events;
 use super::files::{Object, OpenFile};
 use super::system::is_thread_of;
 use super::task;
-use crate::trace::descriptors::Described;
+use super::under_way::{Begun, UnderWay};
+use crate::trace::described::Described;
 use crate::trace::{Action, Options, Outcome, Record};
 
 /// Threads whose processes are remembered at a time.
@@ -29,6 +31,7 @@ pub(super) struct User {
 pub(super) struct Trace {
     events: Arc<Events>,
     options: Options,
+    under_way: UnderWay,
     /// The process of each thread.
     processes: Mutex<HashMap<u32, u32>>,
 }
@@ -44,11 +47,24 @@ pub(super) struct TracedFile {
 
 impl Trace {
     pub(super) fn new(options: Options) -> Trace {
-        Trace { events: Arc::new(Events::new()), options, processes: Mutex::default() }
+        let (under_way, processes) = (UnderWay::default(), Mutex::default());
+        Trace { events: Arc::new(Events::new()), options, under_way, processes }
     }
 
     pub(super) fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// Notes a call that was received.
+    pub(super) fn begin(&self, call: &seccomp_notif) {
+        let received = Instant::now();
+        let user = self.user(call.pid);
+        self.under_way.begin(call.id, Begun { data: call.data, user, received, file: Weak::new() });
+    }
+
+    /// Returns the calls without an answer.
+    pub(super) fn under_way(&self) -> &UnderWay {
+        &self.under_way
     }
 
     /// Returns whether bytes are shown as such.

@@ -3,7 +3,8 @@
 //! The receiver answers quick calls itself. Even such an answer can take forever: the program's memory may be behind a
 //! userfaultfd, and a descriptor may belong to a file system that does not reply. The thread that stands by looks every
 //! few milliseconds whether the receiver is still in the same answer. If so, it takes the turn, and the former receiver
-//! leaves once its answer is done.
+//! leaves once its answer is done. A thread that stands by in its place is started at once; if that fails, before each further
+//! answer.
 //!
 //! A number counts the steps of whoever has the turn: it is even while a call is awaited and odd during an answer, and it
 //! only grows. The end of an answer and the taking of the turn both change the same odd number, so only one of them
@@ -28,6 +29,8 @@ pub(super) struct Turn {
     /// The thread that stands by waits for the next answer to begin.
     asleep: AtomicBool,
     stands_by: Mutex<Option<Thread>>,
+    /// A thread stands by, or is about to.
+    has_stand_by: AtomicBool,
 }
 
 impl Turn {
@@ -45,6 +48,16 @@ impl Turn {
     pub(super) fn end(&self, step: u64) -> Option<u64> {
         let ended = self.step.compare_exchange(step + 1, step + 2, Ordering::AcqRel, Ordering::Acquire);
         ended.is_ok().then_some(step + 2)
+    }
+
+    /// Returns whether no thread stands by. The caller is to start one then, or to [forget it](Turn::forget_stand_by).
+    pub(super) fn needs_stand_by(&self) -> bool {
+        !self.has_stand_by.load(Ordering::Relaxed) && !self.has_stand_by.swap(true, Ordering::AcqRel)
+    }
+
+    /// Notes that no thread stands by.
+    pub(super) fn forget_stand_by(&self) {
+        self.has_stand_by.store(false, Ordering::Release);
     }
 
     /// Wakes the thread that stands by, if there is one.
@@ -85,6 +98,7 @@ impl Turn {
             } else {
                 before();
                 if self.step.compare_exchange(step, step + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                    self.forget_stand_by();
                     return Some(step + 1);
                 }
                 after_failure();
@@ -113,6 +127,18 @@ mod tests {
         assert_eq!(turn.end(0), None);
         turn.begin(2);
         assert_eq!(turn.end(2), Some(4));
+    }
+
+    #[test]
+    fn a_thread_that_stands_by_is_needed_until_one_has_been_started_and_once_it_has_taken_the_turn() {
+        let (turn, over) = (Arc::new(Turn::default()), Arc::default());
+        assert!(turn.needs_stand_by() && !turn.needs_stand_by());
+        // It could not be started.
+        turn.forget_stand_by();
+        assert!(turn.needs_stand_by() && !turn.needs_stand_by());
+        turn.begin(0);
+        stand_by(&turn, &over).join().unwrap();
+        assert!(turn.needs_stand_by());
     }
 
     #[test]

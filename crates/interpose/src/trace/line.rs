@@ -122,6 +122,7 @@ impl fmt::Display for Outcome {
             Outcome::Failed(errno) => write!(f, "-1 {errno}"),
             Outcome::Interrupted => f.write_str("? interrupted by a signal"),
             Outcome::Unfinished => f.write_str("? the thread ended in the call"),
+            Outcome::Unseen => f.write_str("? answered by the kernel"),
         }
     }
 }
@@ -201,6 +202,8 @@ mod tests {
         named.place = Some(Place::new(7, 0x10));
         let mut map = Map::new(4096, 2 << 40);
         map.place = Some(Place::new(2, 0));
+        let mut unseen = Map::new(8192, 0);
+        unseen.place = Some(Place::new(0, 0));
         let set_state = |answer: &[u32]| Action::Request(request(0x3b75, &[16, 0x2_0002, 3, 0], answer));
         let mut report = request(0x3b75, &[8, 0x1_0008], &[8, 0x1_0008]);
         report.dirty = Some(Dirty::new(3, 64, 64));
@@ -212,6 +215,11 @@ mod tests {
                 Action::Map(map),
                 Outcome::Returned(0x7f00_0000_0000),
                 "mmap(4096 bytes at region 2+0x0) = 0x7f0000000000",
+            ),
+            (
+                Action::Map(unseen),
+                Outcome::Unseen,
+                "mmap(8192 bytes at region 0+0x0) = ? answered by the kernel",
             ),
             (Action::Open { call: "openat" }, Outcome::Returned(5), "openat() = 5"),
             (

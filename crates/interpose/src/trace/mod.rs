@@ -46,7 +46,8 @@
 
 pub(crate) mod argument;
 pub(crate) mod calls;
-pub(crate) mod descriptors;
+pub(crate) mod described;
+mod descriptors;
 pub(crate) mod dirty;
 mod error;
 mod filter;

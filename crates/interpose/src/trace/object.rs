@@ -36,6 +36,7 @@ impl Record {
             Outcome::Failed(errno) => (Value::Null, errno_name(errno).into()),
             Outcome::Interrupted => (Value::Null, "interrupted".into()),
             Outcome::Unfinished => (Value::Null, "unfinished".into()),
+            Outcome::Unseen => (Value::Null, Value::Null),
         };
         put("result", result);
         put("error", error);
@@ -143,6 +144,8 @@ mod tests {
         );
         assert_eq!(shown(reset(), Outcome::Interrupted)["error"], "interrupted");
         assert_eq!(shown(reset(), Outcome::Unfinished)["error"], "unfinished");
+        let unseen = shown(reset(), Outcome::Unseen);
+        assert_eq!((&unseen["result"], &unseen["error"]), (&Value::Null, &Value::Null));
     }
 
     #[test]

@@ -249,8 +249,10 @@ pub enum Outcome {
     Failed(Errno),
     /// A signal interrupted it, and the kernel restarts it or lets it fail with EINTR.
     Interrupted,
-    /// The thread ended in it.
+    /// It has no answer: the thread ended in it, or the trace ended before.
     Unfinished,
+    /// The kernel answered it out of the trace's sight.
+    Unseen,
 }
 
 impl Outcome {

@@ -20,8 +20,10 @@ use whimbrel_device::{
     REGION_MEMORY_START, Region, RegionInfoFlags, RegionMemory, region_offset,
 };
 use whimbrel_interpose::run::Command;
+use whimbrel_interpose::trace::Options;
 
-use crate::support::{ADDRESS, act, mapper, said, spawn, wait};
+use crate::support::{ADDRESS, act, has_no_held_pages, mapper, said, spawn, wait};
+use crate::trace::trace;
 
 const PAGE: u64 = 4096;
 const ELSEWHERE: u32 = 2;
@@ -132,13 +134,18 @@ impl Driver for Board {
     }
 }
 
+/// Returns a command that does one thing with a board. `None` where it cannot be built.
+fn command(act: &str) -> Option<Command> {
+    let mut command = Command::new(mapper()?);
+    command.args([ADDRESS, act]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.device(DeviceFile::new(ADDRESS, |_| Board::new())).unwrap();
+    Some(command)
+}
+
 /// Lets the program do one thing with a board, to its end.
 #[track_caller]
 fn on_board(act: &str) {
-    let Some(program) = mapper() else { return };
-    let mut command = Command::new(program);
-    command.args([ADDRESS, act]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.device(DeviceFile::new(ADDRESS, |_| Board::new())).unwrap();
+    let Some(command) = command(act) else { return };
     let Some(mut child) = spawn(command) else { return };
     let status = wait(&mut child);
     assert!(status.success(), "{act}: {status}; {}", said(&mut child));
@@ -191,6 +198,18 @@ fn a_mapped_region_is_mapped_for_dma() {
 }
 
 #[test]
+fn a_device_waits_for_a_page_that_the_program_has_yet_to_fill_but_not_forever() {
+    for act in ["late", "never"] {
+        let Some(mut child) = command(act).and_then(spawn) else { return };
+        if has_no_held_pages(&mut child) {
+            return;
+        }
+        let status = wait(&mut child);
+        assert!(status.success(), "{act}: {status}; {}", said(&mut child));
+    }
+}
+
+#[test]
 fn a_program_harms_only_itself() {
     on_board("harms");
 }
@@ -198,6 +217,38 @@ fn a_program_harms_only_itself() {
 #[test]
 fn a_device_of_an_iommufd_is_mapped() {
     on_board("cdev");
+}
+
+#[test]
+fn each_mapping_of_a_region_is_traced_and_a_refusal_with_its_errno() {
+    for (act, expected) in [
+        (
+            "maps",
+            &[
+                "mmap(16384 bytes at region 0+0x0) = ? answered by the kernel",
+                "mmap(1 bytes at region 0+0x3000) = ? answered by the kernel",
+                "mmap(4096 bytes at region 1+0x0) = ? answered by the kernel",
+                "mmap(4096 bytes at region 0+0x3000) = ? answered by the kernel",
+            ][..],
+        ),
+        ("refusals", &["at region 3+0x0) = -1 EINVAL"]),
+    ] {
+        let Some(mut command) = command(act) else { return };
+        let records = trace(&mut command, Options::default());
+        let Some(mut child) = spawn(command) else { return };
+        let status = wait(&mut child);
+        assert!(status.success(), "{act}: {status}; {}", said(&mut child));
+        drop(child);
+        let maps: Vec<String> = records
+            .iter()
+            .filter(|record| record.name() == "mmap")
+            .map(|record| record.to_string())
+            .collect();
+        let mut rest = maps.iter();
+        for line in expected {
+            assert!(rest.any(|map| map.contains(line)), "{act}: {line} is not, or not there, in {maps:#?}");
+        }
+    }
 }
 
 #[test]

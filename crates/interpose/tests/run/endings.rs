@@ -11,7 +11,9 @@ use whimbrel_device::State;
 use whimbrel_interpose::run::{Child, Command, RunError};
 use whimbrel_models::Model;
 
-use crate::support::{ADDRESS, Linked, PATIENCE, command, program, said, spawn, spawn_act, wait};
+use crate::support::{
+    ADDRESS, Linked, PATIENCE, command, has_no_held_pages, program, said, spawn, spawn_act, wait,
+};
 
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed()).unwrap()
@@ -120,16 +122,6 @@ fn a_device_has_an_address_of_its_own() {
     assert_eq!(again.to_string(), "device address 0100:00:00.0 is in use");
     let unnamed = command.device(serial.open("serial").unwrap()).unwrap_err();
     assert!(matches!(unnamed, RunError::Name(_)), "{unnamed}");
-}
-
-/// Whether a program has said that it cannot have pages that nobody fills, which is told.
-fn has_no_held_pages(child: &mut Child) -> bool {
-    let mut text = String::new();
-    child.take_stdout().unwrap().read_to_string(&mut text).unwrap();
-    if !text.is_empty() {
-        crate::support::skip("requests that wait for memory", &text);
-    }
-    !text.is_empty()
 }
 
 #[test]

@@ -31,17 +31,32 @@ static int set_trigger(int device, int event)
 	return ioctl(device, VFIO_DEVICE_SET_IRQS, &set);
 }
 
-/* Far more mappings of private memory than the serving process can have descriptors, and requests that need one after it. */
-static void maps(void)
+/* Far more mappings than the serving process can have descriptors, and requests that need one after it. */
+static void map_many(char *memory)
 {
 	int group, container, device = open_device(&group, &container), page;
-	char *memory = pages(2 * 400, MAP_PRIVATE);
 
 	for (page = 0; page < 400; page++)
 		CHECK(map_page(container, IOVA + page * 2 * PAGE, memory + page * 2 * PAGE) == 0);
 	CHECK(set_trigger(device, eventfd(0, 0)) == 0);
 	CHECK(ioctl(open_container(), VFIO_GET_API_VERSION) == VFIO_API_VERSION);
 	CHECK(migration_state(device, VFIO_DEVICE_STATE_STOP_COPY) >= 0);
+}
+
+static void maps(void)
+{
+	map_many(pages(2 * 400, MAP_PRIVATE));
+}
+
+static void shares(void)
+{
+	int file = memfd_create("shared", 0);
+	char *memory;
+
+	CHECK(file >= 0 && ftruncate(file, 2 * 400 * PAGE) == 0);
+	memory = mmap(NULL, 2 * 400 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	CHECK(memory != MAP_FAILED);
+	map_many(memory);
 }
 
 /* Takes all descriptors of the serving process: what needs one says so, until some are free. */
@@ -183,7 +198,7 @@ int main(int count, char **arguments)
 	static const struct {
 		const char *name;
 		void (*act)(void);
-	} acts[] = { { "maps", maps }, { "exhausts", exhausts }, { "execs", execs }, { "reads", reads } };
+	} acts[] = { { "maps", maps }, { "shares", shares }, { "exhausts", exhausts }, { "execs", execs }, { "reads", reads } };
 	size_t known = sizeof acts / sizeof *acts, act;
 	int device, container;
 

@@ -41,6 +41,11 @@ fn many_mappings_of_private_memory_take_few_descriptors() {
 }
 
 #[test]
+fn many_mappings_of_a_file_take_one_descriptor() {
+    with_few_descriptors("shares");
+}
+
+#[test]
 fn missing_descriptors_of_the_serving_process_are_told() {
     with_few_descriptors("exhausts");
 }

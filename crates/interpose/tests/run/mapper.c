@@ -3,6 +3,7 @@
  * thing that it does; it ends with 0, or names the line that failed.
  */
 #include "vfio.h"
+#include "held.h"
 
 #define AT_DMA 0x100000ul
 
@@ -342,6 +343,50 @@ static void dma(void)
 	IS_CLOSED(group);
 }
 
+/* Has the device write to the second of two pages that a userfaultfd holds back, from the first one on. */
+static int write_held(char *pages)
+{
+	int group, container, device = open_device(&group, &container);
+	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof map, .flags = 3, .iova = AT_DMA, .size = 2 * PAGE };
+	uint64_t to = AT_DMA + PAGE + 0x10;
+
+	map.vaddr = (uintptr_t)pages;
+	CHECK(ioctl(container, VFIO_IOMMU_MAP_DMA, &map) == 0);
+	return pwrite(device, &to, 8, bar(5));
+}
+
+static void *fills(void *filler)
+{
+	static char page[PAGE] __attribute__((aligned(PAGE))) = { [1] = 7 };
+	struct uffdio_copy copy = { .src = (uintptr_t)page, .len = PAGE };
+
+	copy.dst = (uintptr_t)fault_of(*(int *)filler);
+	CHECK(ioctl(*(int *)filler, UFFDIO_COPY, &copy) == 0);
+	return NULL;
+}
+
+/* The device waits for a page that comes. */
+static void late(void)
+{
+	int filler;
+	char *pages = held_pages(2, &filler);
+	pthread_t thread;
+
+	CHECK(pthread_create(&thread, NULL, fills, &filler) == 0);
+	CHECK(write_held(pages) == 8);
+	CHECK(pthread_join(thread, NULL) == 0);
+	CHECK(pages[PAGE + 0x10] == 0x5a && pages[PAGE + 1] == 7);
+}
+
+/* The device does not wait forever for a page that does not come. */
+static void never(void)
+{
+	int filler;
+	char *pages = held_pages(2, &filler);
+
+	FAILS(write_held(pages), EFAULT);
+}
+
 /* A program that does to the memory what it can harms only itself. */
 static void harms(void)
 {
@@ -443,7 +488,8 @@ int main(int count, char **arguments)
 		void (*act)(void);
 	} acts[] = { { "maps", maps },	     { "offers", offers }, { "refusals", refusals }, { "holds", holds },
 		     { "opens", opens },     { "forks", forks },   { "passes", passes },     { "threads", threads },
-		     { "dma", dma },	     { "harms", harms },   { "cdev", cdev },	     { "migrates", migrates } };
+		     { "dma", dma },	     { "harms", harms },   { "cdev", cdev },	     { "migrates", migrates },
+		     { "late", late },	     { "never", never } };
 	size_t known = sizeof acts / sizeof *acts, act;
 
 	CHECK(count == 3);

@@ -148,3 +148,13 @@ pub(crate) fn act(program: Option<&Path>, act: &str, model: &str) {
     assert!(status.success(), "{act}: {status}; {}", said(&mut child));
     child.wait_until_unused();
 }
+
+/// Whether a program has said that it cannot have pages that nobody fills, which is told.
+pub(crate) fn has_no_held_pages(child: &mut Child) -> bool {
+    let mut text = String::new();
+    child.take_stdout().unwrap().read_to_string(&mut text).unwrap();
+    if !text.is_empty() {
+        skip("requests that wait for memory", &text);
+    }
+    !text.is_empty()
+}

@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use whimbrel_interpose::run::{Child, Command};
 use whimbrel_interpose::trace::{Action, Event, Options, Outcome, Record};
 
-use crate::support::{ADDRESS, Linked, command, program, said, spawn, wait};
+use crate::support::{ADDRESS, Linked, command, has_no_held_pages, program, said, spawn, wait};
 
 /// Lets a command be traced, and returns its records.
-fn trace(command: &mut Command, options: Options) -> Receiver<Record> {
+pub(crate) fn trace(command: &mut Command, options: Options) -> Receiver<Record> {
     let (given, records) = mpsc::channel();
     command.trace(options, move |event| match event {
         // A test that has what it wants listens no longer.
@@ -316,6 +317,31 @@ fn a_program_that_is_killed_at_any_moment_ends_its_trace_in_order() {
         let unfinished = rest.iter().filter(|record| record.outcome == Outcome::Unfinished).count();
         assert!(unfinished <= 1, "it has one thread: {:?}", shorts(&rest));
     }
+}
+
+#[test]
+fn a_request_that_outlasts_its_program_and_the_trace_is_recorded_without_an_answer() {
+    let Some(program) = program(Linked::Dynamically) else { return };
+    let (mut command, _) = command(program, "serial");
+    command.args([ADDRESS, "abandons"]).stdin(Stdio::piped());
+    let records = trace(&mut command, Options::default());
+    let Some(mut child) = spawn(command) else { return };
+    // A child of the program keeps the memory that the request waits for until this is dropped.
+    let input = child.take_stdin();
+    let status = wait(&mut child);
+    if status.success() {
+        assert!(has_no_held_pages(&mut child));
+        return;
+    }
+    drop(child);
+    let all: Vec<Record> = records.into_iter().collect();
+    let unfinished: Vec<&Record> = all.iter().filter(|it| it.outcome == Outcome::Unfinished).collect();
+    assert_eq!(unfinished.len(), 1, "{:?}", shorts(&all));
+    let line = unfinished[0].to_string();
+    assert!(line.contains(": pread64(4 bytes at region 7+0x0) = ? the thread ended in the call"), "{line}");
+    assert!(line.contains(&format!(" device {ADDRESS} of group ")), "{line}");
+    assert_ne!(unfinished[0].thread, unfinished[0].process, "a second thread has made it");
+    drop(input);
 }
 
 #[test]

@@ -45,5 +45,5 @@ pub(super) fn position(thread: pid_t, fd: i32) -> Option<u64> {
 /// Returns the process of a thread, and the parent of that process.
 pub(super) fn family(thread: pid_t) -> Option<(pid_t, pid_t)> {
     let text = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    Some((proc::number_in(&text, "Tgid:")?, proc::number_in(&text, "PPid:")?))
+    Some((proc::process_in(&text)?, proc::number_in(&text, "PPid:")?))
 }

@@ -10,7 +10,8 @@ use whimbrel_uapi::ioctl::VFIO_TYPE;
 
 use super::super::argument;
 use super::super::calls::{self, DUPLICATES, Kind, Way};
-use super::super::descriptors::{self, Described, Descriptors};
+use super::super::described::{self, Described};
+use super::super::descriptors::Descriptors;
 use super::super::dirty;
 use super::super::line::MAX_HEX;
 use super::super::record::{Action, Map, On, Outcome, Record, Request, Transfer};
@@ -208,7 +209,7 @@ impl Context<'_> {
                     _ => {}
                 }
                 let record = Record::new(Duration::ZERO, on.clone(), action.clone(), outcome);
-                descriptors::note(file, &record);
+                described::note(file, &record);
             }
             Step::Opens { opened, .. } => {
                 *opened =
@@ -234,7 +235,7 @@ impl Context<'_> {
             request.dirty = dirty::find(request)
                 .map(|bitmap| dirty::count(bitmap, |address, bytes| self.memory.read(address, bytes)));
         }
-        if let Some((fd, opened)) = descriptors::learn(file, request, outcome) {
+        if let Some((fd, opened)) = described::learn(file, request, outcome) {
             self.table.insert(fd, &process::link(self.thread, fd), Arc::new(opened));
         }
     }
