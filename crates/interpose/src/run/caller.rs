@@ -19,7 +19,7 @@ use super::filter::REGIONS;
 use super::forks;
 use super::mapping;
 use super::memory;
-use super::files::{Object, OpenFile};
+use super::open_file::{Object, OpenFile};
 use super::program_memory::Memories;
 use super::recording::Recording;
 use super::task::Task;

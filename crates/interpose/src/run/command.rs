@@ -15,7 +15,7 @@ use super::device::{Address, Placed};
 use super::error::RunError;
 use super::files::Files;
 use super::host::{self, Numbers};
-use super::files::Served;
+use super::nodes::Served;
 use super::start::{self, Handed, Setup};
 use super::supervisor::{Supervisor, Traced};
 use super::{checks, filter, layout};

@@ -18,54 +18,24 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
-use rustix::fs::{AtFlags, MemfdFlags, OFlags, Stat, fcntl_getfl, fstat, major, memfd_create, minor, statat};
-use whimbrel_device::iommufd::{Iommu, Iommufd};
-use whimbrel_device::{
-    Cdev, Container, ContainerSettings, DataFile, DeviceFile, Errno, FileOffset, Group, GroupFile, OpenDevice,
-};
-use whimbrel_protocol::session::Direction;
+use rustix::fs::{MemfdFlags, OFlags, Stat, fcntl_getfl, fstat, memfd_create};
+use whimbrel_device::{Errno, FileOffset};
 
 use super::forks;
-use super::mapping_calls::MappingCalls;
+use super::nodes::{Node, Nodes, Served};
+use super::open_file::OpenFile;
 use super::region_files::{self, Given, RegionFiles};
 use super::shortage;
 use super::task::{self, FileId, Task};
-use super::traced::TracedFile;
-use super::unread::Unread;
 
 /// Open files that a program may have at a time.
 const MAX_FILES: usize = 4096;
-
-/// An open file of VFIO.
-#[derive(Debug)]
-pub(super) enum Object {
-    Group(GroupFile),
-    Container(Container),
-    Iommufd(Iommufd),
-    /// A device opened through its group.
-    Device(OpenDevice),
-    Cdev(Cdev),
-    Data(DataFile),
-}
-
-/// An open file, and what the program opened for it, if it did.
-#[derive(Debug)]
-pub(super) struct OpenFile {
-    pub(super) object: Object,
-    /// The path of the plain file.
-    origin: Option<String>,
-    /// The file as a trace knows it, if there is one. It ends after the object.
-    pub(super) traced: OnceLock<TracedFile>,
-    mapping_calls: MappingCalls,
-    /// Of a data file.
-    pub(super) unread: Unread,
-}
 
 /// A memory file that stands for an open file in the program.
 #[derive(Debug)]
@@ -74,25 +44,6 @@ struct Identity {
     watch: i32,
     /// Keeps the inode's number from being used again.
     _file: File,
-}
-
-/// A device, and the files by which it can be opened.
-#[derive(Clone, Debug)]
-pub(super) struct Served {
-    pub(super) device: DeviceFile,
-    pub(super) group: Group,
-    pub(super) group_number: u32,
-    pub(super) iommu: Iommu,
-    pub(super) number: u32,
-}
-
-/// A plain file laid into `/dev`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Node {
-    Group(usize),
-    Container,
-    Iommufd,
-    Cdev(usize),
 }
 
 /// The file behind a descriptor of the program.
@@ -115,11 +66,7 @@ struct Table {
 /// All open files of a program and its descendants.
 #[derive(Debug)]
 pub(super) struct Files {
-    devices: Vec<Served>,
-    /// The plain files, without the cdevs.
-    nodes: HashMap<FileId, Node>,
-    /// Kept, so that no later file has their inodes.
-    _dev: OwnedFd,
+    nodes: Nodes,
     table: Mutex<Table>,
     /// Files that were added to the table so far.
     installed: AtomicU64,
@@ -141,76 +88,11 @@ impl Table {
     }
 }
 
-impl OpenFile {
-    /// Returns the open file of an object that a request opens.
-    pub(super) fn new(object: Object) -> OpenFile {
-        OpenFile {
-            object,
-            origin: None,
-            traced: OnceLock::new(),
-            mapping_calls: MappingCalls::default(),
-            unread: Unread::default(),
-        }
-    }
-
-    /// Returns the path of the plain file that the program opened for it, if it did.
-    pub(super) fn origin(&self) -> Option<&str> {
-        self.origin.as_deref()
-    }
-
-    /// Returns the device behind it, for accesses to regions.
-    pub(super) fn device(&self) -> Result<&DeviceFile, Errno> {
-        match &self.object {
-            Object::Device(device) => Ok(device),
-            Object::Cdev(cdev) => cdev.device(),
-            _ => Err(Errno::EINVAL),
-        }
-    }
-
-    /// The name of its memory file, as it appears in `/proc/PID/fd`.
-    fn name(&self) -> &'static str {
-        match &self.object {
-            Object::Group(_) => "vfio-group",
-            Object::Container(_) => "vfio-container",
-            Object::Iommufd(_) => "iommufd",
-            Object::Device(_) | Object::Cdev(_) => "vfio-device",
-            Object::Data(_) => "vfio-migration",
-        }
-    }
-
-    /// Returns whether the program may read and write its memory file. A data file is opened the other way round: an
-    /// access that is not caught, through a duplicate of a low number, fails instead of finding no data.
-    fn rights(&self) -> (bool, bool) {
-        match &self.object {
-            Object::Data(data) => match data.direction() {
-                Direction::Saving => (false, true),
-                Direction::Resuming => (true, false),
-            },
-            _ => (true, true),
-        }
-    }
-}
-
-/// Returns the number of the device whose own file has this path, in whatever folder `/dev` is mounted.
-fn cdev_number(path: &[u8]) -> Option<u32> {
-    let (folder, name) = path.split_at(path.iter().rposition(|byte| *byte == b'/')?);
-    let digits = name.strip_prefix(b"/vfio").filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
-    let number = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    folder.ends_with(b"/vfio/devices").then_some(number)
-}
-
 impl Files {
     /// Returns the files of a program whose `/dev` is `dev`.
     pub(super) fn new(devices: Vec<Served>, dev: OwnedFd) -> Result<Files, rustix::io::Errno> {
-        let id = |path: &str| statat(&dev, path, AtFlags::empty()).map(|stat| FileId::of(&stat));
-        let mut nodes = HashMap::from([(id("vfio/vfio")?, Node::Container), (id("iommu")?, Node::Iommufd)]);
-        for (index, served) in devices.iter().enumerate() {
-            nodes.insert(id(&format!("vfio/{}", served.group_number))?, Node::Group(index));
-        }
         Ok(Files {
-            devices,
-            nodes,
-            _dev: dev,
+            nodes: Nodes::new(devices, dev)?,
             table: Mutex::default(),
             installed: AtomicU64::new(0),
             inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
@@ -251,7 +133,7 @@ impl Files {
             if let Some(open) = open {
                 return Ok(Found::Open(open));
             }
-            let Some(node) = self.node(task, fd, &stat) else { return Ok(Found::Other) };
+            let Some(node) = self.nodes.find(task, fd, &stat) else { return Ok(Found::Other) };
             self.read_closes();
             let _passing = forks::passing_file();
             let origin = task.duplicate(fd)?;
@@ -275,7 +157,8 @@ impl Files {
 
     /// Returns whether a descriptor is a file of VFIO served here, opened or not.
     pub(super) fn is_ours(&self, task: &Task<'_>, fd: i32) -> bool {
-        self.look(task, fd).is_ok_and(|(stat, open)| open.is_some() || self.node(task, fd, &stat).is_some())
+        self.look(task, fd)
+            .is_ok_and(|(stat, open)| open.is_some() || self.nodes.find(task, fd, &stat).is_some())
     }
 
     /// Gives a descriptor of a device the driver's file, which the kernel maps for the call that waits. The descriptor stands
@@ -389,20 +272,6 @@ impl Files {
         self.inotify.as_fd()
     }
 
-    /// Returns the plain file behind a descriptor.
-    fn node(&self, task: &Task<'_>, fd: i32, stat: &Stat) -> Option<Node> {
-        if let Some(node) = self.nodes.get(&FileId::of(stat)) {
-            return Some(*node);
-        }
-        // The file of a device is a bind mount of /dev/full, which only its path tells from others. The program may have
-        // mounted its /dev elsewhere.
-        let is_stand_in = stat.st_mode & libc::S_IFMT == libc::S_IFCHR
-            && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 7);
-        let path = is_stand_in.then(|| task.link(fd).ok())??;
-        let number = cdev_number(&path)?;
-        self.devices.iter().position(|served| served.number == number).map(Node::Cdev)
-    }
-
     /// Opens a plain file, or finds what it was opened as already through a duplicate.
     fn open(&self, node: Node, origin: &OwnedFd) -> Result<Arc<OpenFile>, Errno> {
         let id = FileId::of(&fstat(origin)?);
@@ -415,15 +284,7 @@ impl Files {
         }
         let mark = region_files::mark(origin)?;
         let again = Arc::new(region_files::open_again(origin)?);
-        let object = match node {
-            Node::Group(index) => Object::Group(self.devices[index].group.open()?),
-            Node::Container => Object::Container(Container::new(ContainerSettings::default())),
-            Node::Iommufd => Object::Iommufd(Iommufd::new()),
-            Node::Cdev(index) => {
-                let served = &self.devices[index];
-                Object::Cdev(Cdev::new(served.device.clone(), served.iommu.clone()))
-            }
-        };
+        let object = self.nodes.open(node)?;
         let origin = Some(task::own_link(origin.as_fd()));
         let open = Arc::new(OpenFile { origin, ..OpenFile::new(object) });
         table.plain_files.insert(id, (again, mark), open.clone(), &self.inotify)?;
@@ -461,26 +322,5 @@ impl Files {
         // Gone with the inode, if not now.
         let _ = inotify::remove_watch(&self.inotify, identity.watch);
         Some(identity)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_is_known_by_the_end_of_its_path() {
-        let cases: [(&[u8], Option<u32>); 7] = [
-            (b"/dev/vfio/devices/vfio3", Some(3)),
-            (b"/var/jail/\xff/dev/vfio/devices/vfio12", Some(12)),
-            (b"/dev/full", None),
-            (b"/dev/vfio/devices/vfio", None),
-            (b"/dev/vfio/devices/vfio+3", None),
-            (b"/dev/myvfio/devices/vfio3", None),
-            (b"/dev/vfio/devices/vfio99999999999", None),
-        ];
-        for (path, number) in cases {
-            assert_eq!(cdev_number(path), number, "{}", String::from_utf8_lossy(path));
-        }
     }
 }

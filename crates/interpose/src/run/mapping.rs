@@ -15,7 +15,7 @@ use super::caller::TaskCaller;
 use super::files::Found;
 use super::filter::REGIONS;
 use super::memory;
-use super::files::{Object, OpenFile};
+use super::open_file::{Object, OpenFile};
 
 /// Bytes of a program's addresses, with four levels of page tables.
 const ADDRESS_SPACE: u64 = 1 << 47;

@@ -165,6 +165,8 @@ mod mapping_calls;
 mod maps;
 mod memory;
 mod namespace;
+mod nodes;
+mod open_file;
 mod program_memory;
 mod recording;
 mod region_files;

@@ -11,7 +11,7 @@ use whimbrel_device::split_offset;
 use super::answer::Answer;
 use super::copies::Copies;
 use super::filter::REGIONS;
-use super::files::OpenFile;
+use super::open_file::OpenFile;
 use super::task::Task;
 use super::traced::{Trace, TracedFile, User};
 use super::under_way::Begun;

@@ -16,7 +16,7 @@ use super::caller::TaskCaller;
 use super::files::Found;
 use super::filter::{KVM_SET_DEVICE_ATTR, REGIONS};
 use super::mapping;
-use super::files::{Object, OpenFile};
+use super::open_file::{Object, OpenFile};
 use super::unread::Unread;
 
 /// Bytes of the largest access to a register.

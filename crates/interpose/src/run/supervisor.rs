@@ -24,7 +24,7 @@ use super::caller::TaskCaller;
 use super::closer;
 use super::events::Take;
 use super::files::Files;
-use super::files::OpenFile;
+use super::open_file::OpenFile;
 use super::program_memory::Memories;
 use super::recording::{Recording, unread};
 use super::requests;

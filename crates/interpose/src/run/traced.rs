@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use whimbrel_protocol::session::Direction;
 
 use super::events::Events;
-use super::files::{Object, OpenFile};
+use super::open_file::{Object, OpenFile};
 use super::system::is_thread_of;
 use super::task;
 use super::under_way::{Begun, UnderWay};

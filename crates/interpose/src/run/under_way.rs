@@ -7,7 +7,7 @@ use std::time::Instant;
 use libc::seccomp_data;
 use parking_lot::{Condvar, Mutex};
 
-use super::files::OpenFile;
+use super::open_file::OpenFile;
 use super::traced::User;
 
 /// The calls that have been received and not answered, by their numbers.
