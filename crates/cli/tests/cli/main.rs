@@ -24,6 +24,7 @@ mod reconnect;
 mod refused;
 mod resolve;
 mod run;
+mod run_ends;
 mod run_faults;
 mod run_trace;
 mod sandbox;
