@@ -63,6 +63,18 @@ fn has(status: &str, line: &str, signal: i32) -> bool {
     u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1
 }
 
+/// Lets SIGINT end a command, also where this process ignores it, as in the background of a script.
+fn interruptible(mut command: Command) -> Command {
+    let default = || {
+        // SAFETY: signal is async-signal-safe, and no handler is installed.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: it makes a system call only.
+    unsafe { command.pre_exec(default) };
+    command
+}
+
 /// A run whose start does not get past the list of the devices before its stderr is read.
 struct HeldStart {
     child: Child,
@@ -75,7 +87,7 @@ impl HeldStart {
         // SAFETY: the request takes no address.
         let size = unsafe { libc::fcntl(full.as_raw_fd(), libc::F_GETPIPE_SZ) };
         full.write_all(&vec![0; usize::try_from(size).unwrap()]).unwrap();
-        let mut command = run("serial", &["sleep", "1000"]);
+        let mut command = interruptible(run("serial", &["sleep", "1000"]));
         change(&mut command);
         let child = command.stderr(full).spawn().unwrap();
         HeldStart { child, stderr }
@@ -171,7 +183,8 @@ fn a_signal_that_kills_the_program_before_it_has_begun_ends_it_alike() {
         return skip("a signal during the start", "the kernel does not list children (CONFIG_PROC_CHILDREN)");
     }
     for _ in 0..20 {
-        let mut child = run("serial", &["sleep", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = interruptible(run("serial", &["sleep", "1000"]));
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         // Its process, which becomes the program a few milliseconds later.
         let process = loop {
             // Started by one of the threads.
