@@ -42,7 +42,8 @@ pub(crate) mod tests {
     }
 
     /// Runs a filter; returns its action and the number of steps.
-    pub(crate) fn run(steps: &[sock_filter], data: [u8; 64]) -> (u32, usize) {
+    pub(crate) fn run(steps: &[sock_filter], data: impl AsRef<[u8]>) -> (u32, usize) {
+        let data = data.as_ref();
         let (mut at, mut accumulator, mut taken) = (0, 0u32, 0);
         loop {
             let step = &steps[at];
