@@ -27,10 +27,11 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{MemfdFlags, OFlags, Stat, fcntl_getfl, fstat, memfd_create};
 use whimbrel_device::{Errno, FileOffset};
 
+use super::fdinfo::Fdinfo;
 use super::forks;
 use super::nodes::{Node, Nodes, Served};
 use super::open_file::OpenFile;
-use super::region_files::{self, Given, RegionFiles};
+use super::region_files::{self, Given, RegionFiles, Sought};
 use super::shortage;
 use super::task::{self, FileId, Task};
 
@@ -68,6 +69,7 @@ struct Table {
 pub(super) struct Files {
     nodes: Nodes,
     table: Mutex<Table>,
+    fdinfo: Fdinfo,
     /// Files that were added to the table so far.
     installed: AtomicU64,
     inotify: OwnedFd,
@@ -82,6 +84,14 @@ impl Table {
         self.identities.len() + self.region_files.len()
     }
 
+    /// Returns what an inode stands for.
+    fn get(&self, id: FileId) -> Sought<Arc<OpenFile>> {
+        match self.identities.get(&id) {
+            Some(identity) => Sought::One(identity.open.clone()),
+            None => self.region_files.get(id),
+        }
+    }
+
     /// Returns whether the program has no open file that stands for something.
     fn is_empty(&self) -> bool {
         self.len() + self.plain_files.len() == 0
@@ -94,6 +104,7 @@ impl Files {
         Ok(Files {
             nodes: Nodes::new(devices, dev)?,
             table: Mutex::default(),
+            fdinfo: Fdinfo::default(),
             installed: AtomicU64::new(0),
             inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
             closes: Mutex::default(),
@@ -106,6 +117,19 @@ impl Files {
         self.look(task, fd).ok()?.1
     }
 
+    /// Returns the open file behind a descriptor, if it is known, and makes the next look at the descriptor quick. Nothing is
+    /// to be done with it before somebody has checked that the call still waits.
+    pub(super) fn glimpse(&self, task: &Task<'_>, fd: i32) -> Option<Arc<OpenFile>> {
+        if let Some(id) = self.fdinfo.memory_file(task, fd)
+            && let Sought::One(open) = self.table.lock().get(id)
+        {
+            return Some(open);
+        }
+        let open = self.known(task, fd)?;
+        self.fdinfo.keep(task, fd);
+        Some(open)
+    }
+
     /// Returns the file behind a descriptor, and what it stands for if that is known.
     fn look(&self, task: &Task<'_>, fd: i32) -> Result<(Stat, Option<Arc<OpenFile>>), Errno> {
         let mut seen = None;
@@ -113,10 +137,15 @@ impl Files {
             let installed = self.installed.load(Ordering::Acquire);
             let stat = task.stat(fd)?;
             let id = FileId::of(&stat);
-            let table = self.table.lock();
-            let identity = table.identities.get(&id).map(|identity| identity.open.clone());
-            let marks = || task.descriptor(fd).map_or(Vec::new(), |descriptor| descriptor.locks);
-            let found = identity.or_else(|| table.region_files.get(id, marks));
+            let sought = self.table.lock().get(id);
+            let found = match sought {
+                Sought::One(open) => Some(open),
+                Sought::Several => {
+                    let marks = task.descriptor(fd).map_or(Vec::new(), |descriptor| descriptor.locks);
+                    self.table.lock().region_files.marked(id, &marks)
+                }
+                Sought::None => None,
+            };
             // The file of a descriptor that was replaced meanwhile is not known any more.
             let is_same = seen.replace((id, installed)) == Some((id, installed));
             if found.is_some() || (is_same && self.installed.load(Ordering::Acquire) == installed) {
@@ -301,7 +330,9 @@ impl Files {
         let (read, write) = open.rights();
         let given = OpenOptions::new().read(read).write(write).custom_flags(libc::O_CLOEXEC).open(&path);
         let given = given.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))?;
-        let id = FileId::of(&fstat(&file)?);
+        let stat = fstat(&file)?;
+        self.fdinfo.learn(file.as_fd(), &stat);
+        let id = FileId::of(&stat);
         let mut table = self.table.lock();
         if table.len() >= MAX_FILES {
             return Err(Errno::EMFILE);

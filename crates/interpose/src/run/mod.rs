@@ -133,7 +133,8 @@
 //! # Descriptors of this process
 //!
 //! Each VFIO file of the program takes two descriptors here, each eventfd one, each file of shared memory that is mapped for
-//! DMA one, and all mappings of private memory of one program together one. Without a free one, requests fail with EMFILE. The soft
+//! DMA one, and all mappings of private memory of one program together one; up to 64 more make frequent accesses to registers
+//! faster. Without a free one, requests fail with EMFILE. The soft
 //! limit of this process is not changed here: raise it after [`Command::spawn`], as the program begins with the one that
 //! this process has then.
 //!
@@ -154,6 +155,7 @@ mod copies;
 mod device;
 mod error;
 mod events;
+mod fdinfo;
 mod files;
 mod filter;
 mod forks;

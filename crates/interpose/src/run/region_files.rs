@@ -41,6 +41,15 @@ pub(super) struct RegionFiles<T> {
     files: HashMap<FileId, RegionFile<T>>,
 }
 
+/// The objects that the open files of an inode stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sought<T> {
+    None,
+    One(T),
+    /// Each open file for something else: its marks tell.
+    Several,
+}
+
 #[derive(Debug)]
 struct RegionFile<T> {
     /// Keeps the inode's number from being used again.
@@ -84,15 +93,13 @@ pub(super) fn open_again(file: impl AsFd) -> Result<File, Errno> {
 }
 
 impl<T: Clone> RegionFiles<T> {
-    /// Returns what an open file of this inode stands for. `marks` returns the marks of that file, and is called if there are
-    /// several of the inode.
-    pub(super) fn get(&self, id: FileId, marks: impl FnOnce() -> Vec<u64>) -> Option<T> {
-        let file = self.files.get(&id)?;
-        let (_, first) = file.opens.first()?;
-        if file.opens.len() == 1 {
-            return Some(first.clone());
+    /// Returns what an open file of this inode stands for.
+    pub(super) fn get(&self, id: FileId) -> Sought<T> {
+        match self.files.get(&id).map(|file| &file.opens[..]) {
+            None | Some([]) => Sought::None,
+            Some([(_, only)]) => Sought::One(only.clone()),
+            Some(_) => Sought::Several,
         }
-        self.marked(id, &marks())
     }
 
     /// Returns what the open file of this inode with one of these marks stands for.
@@ -198,7 +205,7 @@ mod tests {
         assert_eq!(files.remove_closed(&inotify), [""; 0]);
         drop(duplicate);
         assert_eq!(files.remove_closed(&inotify), ["device"]);
-        assert_eq!((files.len(), files.get(id, Vec::new)), (0, None));
+        assert_eq!((files.len(), files.get(id)), (0, Sought::None));
     }
 
     #[test]
@@ -221,14 +228,15 @@ mod tests {
         let (file, id) = memory();
         let [one, other] = [0; 2].map(|_| Given::open(&file).unwrap());
         files.insert(id, (file.clone(), one.mark), "one", &inotify).unwrap();
-        assert_eq!(files.get(id, || panic!("the only one")), Some("one"));
+        assert_eq!(files.get(id), Sought::One("one"));
         files.insert(id, (file, other.mark), "other", &inotify).unwrap();
-        assert_eq!(files.get(id, || vec![other.mark]), Some("other"));
-        assert_eq!(files.get(id, || vec![5]), None, "opened again by the program");
+        assert_eq!(files.get(id), Sought::Several);
+        assert_eq!(files.marked(id, &[other.mark]), Some("other"));
+        assert_eq!(files.marked(id, &[5]), None, "opened again by the program");
         assert!(files.has(id, &[one.mark]) && !files.has(id, &[5]));
         drop(one);
         assert_eq!(files.remove_closed(&inotify), ["one"]);
-        assert_eq!(files.get(id, || panic!("the only one")), Some("other"));
+        assert_eq!(files.get(id), Sought::One("other"));
     }
 
     #[test]

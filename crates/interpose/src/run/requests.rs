@@ -44,16 +44,24 @@ pub(super) fn is_about_first_argument(data: &seccomp_data) -> bool {
     !matches!(c_long::from(data.nr), libc::SYS_mmap | libc::SYS_io_uring_setup)
 }
 
-/// Returns whether a call on a known open file is answered at once, whatever the program does meanwhile: it waits for
-/// nothing but the device's lock.
-pub(super) fn is_quick(data: &seccomp_data, open: &OpenFile) -> bool {
-    match (c_long::from(data.nr), &open.object) {
-        (libc::SYS_pread64 | libc::SYS_pwrite64, Object::Device(_) | Object::Cdev(_)) => {
-            data.args[2] <= MAX_REGISTER as u64
-        }
-        (libc::SYS_ioctl, _) => is_quick_request(data.args[1] as u32),
+/// Returns whether a call may be one that [is quick](is_quick).
+pub(super) fn may_be_quick(data: &seccomp_data) -> bool {
+    match c_long::from(data.nr) {
+        libc::SYS_pread64 | libc::SYS_pwrite64 => data.args[2] <= MAX_REGISTER as u64,
+        libc::SYS_ioctl => is_quick_request(data.args[1] as u32),
         _ => false,
     }
+}
+
+/// Returns whether a call on a known open file is answered at once, whatever the program does meanwhile: it waits for
+/// nothing but the device's lock.
+///
+/// Such a call can be answered for a file that was only [glimpsed](super::files::Files::glimpse). It changes nothing before
+/// it reads the program's memory, or it changes nothing but registers that change when they are read, and each access to the
+/// memory checks that the call still waits. If it does not, another register of the program may have been read in vain.
+pub(super) fn is_quick(data: &seccomp_data, open: &OpenFile) -> bool {
+    let is_device = matches!(open.object, Object::Device(_) | Object::Cdev(_));
+    may_be_quick(data) && (c_long::from(data.nr) == libc::SYS_ioctl || is_device)
 }
 
 /// Returns whether a call is an access at the offset of a region, where no other file has bytes.

@@ -250,8 +250,8 @@ impl Shared {
         if let Some(trace) = &self.trace {
             trace.begin(&call);
         }
-        if self.slow.is_none() {
-            let open = self.open_file(&call);
+        if requests::may_be_quick(&call.data) && self.slow.is_none() {
+            let open = self.files.glimpse(&self.task(&call), call.data.args[0] as i32);
             if open.as_ref().is_some_and(|open| requests::is_quick(&call.data, open)) {
                 self.answer(&call, open);
                 return;

@@ -46,6 +46,10 @@ pub(super) struct FileId {
 }
 
 impl FileId {
+    pub(super) fn new(device: u64, inode: u64) -> FileId {
+        FileId { device, inode }
+    }
+
     pub(super) fn of(stat: &Stat) -> FileId {
         FileId { device: stat.st_dev, inode: stat.st_ino }
     }
@@ -101,6 +105,11 @@ impl<'a> Task<'a> {
     /// Returns the numbers of its call and of the thread.
     pub(super) fn call(&self) -> (u64, i32) {
         (self.id, self.pid)
+    }
+
+    /// Returns the number of the thread.
+    pub(super) fn thread(&self) -> i32 {
+        self.pid
     }
 
     /// Returns the task of another call.
