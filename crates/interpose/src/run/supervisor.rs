@@ -251,7 +251,7 @@ impl Shared {
             trace.begin(&call);
         }
         if requests::may_be_quick(&call.data) && self.slow.is_none() {
-            let open = self.files.glimpse(&self.task(&call), call.data.args[0] as i32);
+            let open = self.glimpse(&call);
             if open.as_ref().is_some_and(|open| requests::is_quick(&call.data, open)) {
                 self.answer(&call, open);
                 return;
@@ -289,6 +289,13 @@ impl Shared {
 
     fn task(&self, call: &seccomp_notif) -> Task<'_> {
         Task::new(self.listener.as_fd(), call.id, call.pid)
+    }
+
+    /// Returns the open file behind the first argument of a call that may be quick, if it is known.
+    fn glimpse(&self, call: &seccomp_notif) -> Option<Arc<OpenFile>> {
+        let known = || self.files.glimpse(&self.task(call), call.data.args[0] as i32);
+        // Its answer tells the program of what went wrong here.
+        catch_unwind(AssertUnwindSafe(known)).unwrap_or(None)
     }
 
     /// Returns the open file behind the first argument of a call, if it is known.
