@@ -1,7 +1,7 @@
-//! Device state through the engine over loopback TCP, beside a bare write and read loop on such a socket pair with
-//! buffers of 1 MiB, in one run; and the peak memory that takes, whatever the state's size.
+//! Device state through the engine over loopback TCP, without TLS and with it, beside a bare write and read loop on such a
+//! socket pair with buffers of 1 MiB, in one run; and the peak memory that takes, whatever the state's size.
 //!
-//! The two alternate, and medians are compared, so that a busy machine disturbs both alike. The device is one that gives
+//! They alternate, and medians are compared, so that a busy machine disturbs both alike. The device is one that gives
 //! and takes its state without work of its own: what is measured is the engine.
 
 use std::io::{Read, Write};
@@ -10,10 +10,11 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use whimbrel_device::{ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
 use whimbrel_device::{MigrationFlags, State};
-use whimbrel_engine::channel::Stream;
-use whimbrel_engine::{Destination, Source, SourceOptions};
+use whimbrel_engine::channel::{Stream, Tls, Until};
+use whimbrel_engine::{Arrived, Destination, Sent, Source, SourceOptions};
 use whimbrel_user::Local;
 
 /// Bytes moved in one measurement of speed.
@@ -100,21 +101,49 @@ fn bare(size: u64) -> std::io::Result<Duration> {
     Ok(elapsed)
 }
 
-fn engine(size: u64) -> Result<Duration, Box<dyn std::error::Error>> {
+/// Returns the certificates of both sides, in files of a folder.
+fn tls(folder: &std::path::Path) -> Result<Tls, Box<dyn std::error::Error>> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate()?;
+    let files = ["authority.pem", "host.pem", "host.key"].map(|name| folder.join(name));
+    std::fs::write(&files[0], params.self_signed(&key)?.pem())?;
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate()?;
+    std::fs::write(
+        &files[1],
+        CertificateParams::new(vec!["127.0.0.1".into()])?.signed_by(&key, &issuer)?.pem(),
+    )?;
+    std::fs::write(&files[2], key.serialize_pem())?;
+    Ok(Tls::new(&files[1], &files[2], &files[0]))
+}
+
+/// Migrates a device with so much state.
+fn engine(size: u64, tls: Option<&Tls>) -> Result<Duration, Box<dyn std::error::Error>> {
     let (left, right) = connected()?;
     let (here, there) = (device(size), device(size));
     let [left, right] = [left, right].map(|socket| Stream::try_from(OwnedFd::from(socket)));
     let (left, right) = (left?, right?);
-    let start = Instant::now();
-    let receiver = std::thread::spawn(move || {
-        let arrived = Destination::new(vec![Box::new(there)]).receive(right);
-        arrived.result.map_err(|error| error.to_string())
-    });
     // The limit is off: the whole state goes in the switchover.
     let options = SourceOptions::default().downtime_limit(Duration::MAX);
-    let report = Source::new(vec![Box::new(here)]).options(options).send(left).result?;
+    let source = Source::new(vec![Box::new(here)]).options(options);
+    let destination = Destination::new(vec![Box::new(there)]);
+    let its = tls.cloned();
+    let until = Until::timeout(Duration::from_secs(10));
+    let start = Instant::now();
+    let receiver = std::thread::spawn(move || -> Result<Arrived, String> {
+        Ok(match its {
+            None => destination.receive(right),
+            Some(tls) => destination.receive(tls.accept(right, until).map_err(|error| error.to_string())?),
+        })
+    });
+    let Sent { result, .. } = match tls {
+        None => source.send(left),
+        Some(tls) => source.send(tls.connect(left, &"127.0.0.1:0".parse()?, until)?),
+    };
+    let report = result?;
     let elapsed = start.elapsed();
-    receiver.join().expect("the receiver does not panic")?;
+    receiver.join().expect("the receiver does not panic")?.result?;
     assert_eq!(report.device_bytes, size);
     Ok(elapsed)
 }
@@ -141,15 +170,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A process of its own for each size: the peak of a process never falls.
     if let Ok(size) = std::env::var("WHIMBREL_BENCH_STATE") {
         let before = peak_kib().ok_or("no VmHWM in /proc/self/status")?;
-        engine(size.parse()?)?;
+        engine(size.parse()?, None)?;
         println!("{}", peak_kib().ok_or("no VmHWM in /proc/self/status")? - before);
         return Ok(());
     }
-    let (mut bare_times, mut engine_times) = (Vec::new(), Vec::new());
+    let folder = tempfile::tempdir()?;
+    let tls = tls(folder.path())?;
+    let (mut bare_times, mut engine_times, mut tls_times) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..MEASUREMENTS {
         bare_times.push(bare(SIZE)?);
-        engine_times.push(engine(SIZE)?);
+        engine_times.push(engine(SIZE, None)?);
+        tls_times.push(engine(SIZE, Some(&tls))?);
     }
+    let over_tls = median(tls_times).as_secs_f64();
     let (bare, engine) = (median(bare_times).as_secs_f64(), median(engine_times).as_secs_f64());
     let speed = |seconds: f64| SIZE as f64 / seconds / 1e9;
     println!(
@@ -158,6 +191,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         speed(bare),
         bare / engine
     );
+    println!("over tls: {:.2} GB/s, {:.2} of that without", speed(over_tls), engine / over_tls);
     for size in STATES {
         let child =
             Command::new(std::env::current_exe()?).env("WHIMBREL_BENCH_STATE", size.to_string()).output()?;

@@ -19,6 +19,7 @@ mod probe;
 mod progress;
 mod receive;
 mod remedy;
+mod report;
 mod reset;
 mod reset_rule;
 mod resolve;
@@ -31,6 +32,7 @@ mod signals;
 mod size;
 mod state;
 mod target;
+mod tls;
 mod trace;
 mod unreachable_fault;
 mod usage;
@@ -73,8 +75,8 @@ that of their program, 125 if they failed themselves.
 Examples:
   whimbrel devices
   whimbrel probe 0000:3b:00.2
-  whimbrel receive 0000:3b:00.2 --listen [::]:4000   (on the destination)
-  whimbrel send 0000:3b:00.2 --to other-host:4000    (on the source)
+  whimbrel receive 0000:3b:00.2 --listen [::]:4000 --insecure   (on the destination; or with the options of TLS)
+  whimbrel send 0000:3b:00.2 --to other-host:4000 --insecure    (on the source)
   whimbrel fsm RUNNING STOP_COPY";
 
 #[derive(Debug, Args)]

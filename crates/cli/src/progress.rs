@@ -4,7 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use whimbrel_engine::{Observer, Phase, Progress};
+use whimbrel_engine::{Blame, Observer, Phase, Progress};
 
 use crate::output::{self, Output};
 
@@ -154,6 +154,11 @@ fn describe(progress: &Progress) -> String {
     }
     if let Some(expected) = progress.expected_downtime {
         parts.push(format!("downtime {} expected", output::duration(expected)));
+    }
+    match progress.blame {
+        Some(Blame::Memory) => parts.push("held up by memory".to_string()),
+        Some(Blame::Device(number)) => parts.push(format!("held up by device {}", number + 1)),
+        _ => {}
     }
     parts.join(", ")
 }

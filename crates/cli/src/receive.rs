@@ -20,6 +20,7 @@ use crate::remedy;
 use crate::send::parse_address;
 use crate::signals::Signals;
 use crate::target::{Opened, Target, list};
+use crate::tls::{self, Protection};
 
 /// Wait for devices from `whimbrel send`, and run them here
 ///
@@ -48,14 +49,17 @@ pub(crate) struct Arguments {
     /// it does not exist. Of use for devices that outlive this command, such as served ones
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
+    #[command(flatten)]
+    protection: Protection,
 }
 
 const AFTER_HELP: &str = "\
-Anyone who can reach the address can send a device: listen where only the other host can connect.
+Without TLS anyone who can reach the address can send a device. With TLS anyone can whose certificate --tls-ca has signed,
+unless --tls-peer names one.
 
 Examples:
-  whimbrel receive 0000:3b:00.2 --listen [::]:4000 --keep
-  whimbrel receive vfio-user:/run/accel --listen [::]:4000 --journal /var/lib/whimbrel/accel.journal
+  whimbrel receive 0000:3b:00.2 --listen [::]:4000 --keep --tls-cert host.pem --tls-key host.key --tls-ca authority.pem
+  whimbrel receive vfio-user:/run/accel --listen 192.168.77.2:4000 --insecure --journal /var/lib/whimbrel/accel.journal
   whimbrel receive model:accel --listen unix:/run/move.sock";
 
 /// The result, for scripts.
@@ -70,6 +74,7 @@ struct Taken {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = &arguments.listen;
+    let tls = arguments.protection.tls(address)?;
     let path = arguments.journal.as_deref();
     let mut journal = path.map(|path| journal::open(path, &address.to_string())).transpose()?;
     // Until the devices are closed.
@@ -83,6 +88,9 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let end = arguments.keep.then(End::new).transpose().map_err(|error| cannot_wait(&error))?;
     let signals = Signals::catch()?;
     let mut listener = Listener::bind(address).map_err(|error| cannot_listen(address, &error))?;
+    if let Some(tls) = tls {
+        listener = listener.tls(tls).map_err(|error| tls::failure(&error))?;
+    }
     let address = listener.address().clone();
     note(format_args!("listening at {address}"));
 
@@ -148,7 +156,11 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
 }
 
 fn failed(error: Error, targets: &[Target], journal: Option<&Path>) -> Failure {
-    let hint = journal::remedy(journal).or_else(|| remedy::after(&error, targets));
+    let tls = || match &error {
+        Error::Tls(error) => tls::advice(error).map(str::to_string),
+        _ => None,
+    };
+    let hint = journal::remedy(journal).or_else(tls).or_else(|| remedy::after(&error, targets));
     Failure::from(error).hint_if(hint)
 }
 

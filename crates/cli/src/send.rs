@@ -2,11 +2,16 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Args;
-use whimbrel_engine::channel::{Address, ConnectError, Stream, Until, connect, connect_once};
+use clap::{Args, ValueEnum};
+use parking_lot::Mutex;
+use whimbrel_engine::channel::{
+    Address, ConnectError, Stream, Tls, TlsError, TlsStream, Until, WaitError, connect, connect_once,
+};
 use whimbrel_engine::{Error, Journal, Outcome, Report, SendError, Source, SourceOptions};
 
 use crate::call_timeout::CallTimeout;
@@ -15,8 +20,11 @@ use crate::journal;
 use crate::output::{self, Output, warn};
 use crate::progress::Bar;
 use crate::remedy;
+use crate::report::{self, Ended, Samples, Watching};
 use crate::signals::Signals;
+use crate::size;
 use crate::target::{Closing, Opened, Target};
+use crate::tls::{self, Protection};
 
 /// Migrate devices to a host where `whimbrel receive` is waiting
 ///
@@ -35,7 +43,19 @@ pub(crate) struct Arguments {
     /// Downtime limit, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = parse_milliseconds)]
     downtime_limit: u64,
-    /// Give up after this many pre-copy rounds if the migration does not converge
+    /// Raise the downtime limit up to this, in milliseconds, in four steps: one for each round that gets no better
+    #[arg(long, value_name = "MS", value_parser = parse_milliseconds)]
+    downtime_max: Option<u64>,
+    /// Action if the downtime does not fit the limit after --max-rounds or --total-timeout
+    #[arg(long, value_name = "ACTION", default_value = "cancel")]
+    on_timeout: OnTimeout,
+    /// Longest time until the devices stop, in seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    total_timeout: Option<u64>,
+    /// Send at most this much in a second, in bytes or with a unit such as 100MiB, also while the devices are stopped
+    #[arg(long, value_name = "BYTES/S", value_parser = parse_bandwidth)]
+    bandwidth: Option<NonZeroU64>,
+    /// Number of pre-copy rounds after which --on-timeout applies
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
     /// Timeout for data from the destination, in seconds
@@ -48,6 +68,38 @@ pub(crate) struct Arguments {
     /// it does not exist. Of use for devices that outlive this command, such as served ones
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
+    /// Write a report with plots to this file, as one HTML page, whether the migration succeeds or fails
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    protection: Protection,
+}
+
+/// An action on a migration that takes too long.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnTimeout {
+    /// Cancel the migration; the devices continue
+    Cancel,
+    /// Stop the devices whatever the downtime is
+    Switch,
+    /// Go on, with a warning
+    Ignore,
+}
+
+impl From<OnTimeout> for whimbrel_engine::OnTimeout {
+    fn from(action: OnTimeout) -> whimbrel_engine::OnTimeout {
+        match action {
+            OnTimeout::Cancel => whimbrel_engine::OnTimeout::Cancel,
+            OnTimeout::Switch => whimbrel_engine::OnTimeout::Switch,
+            OnTimeout::Ignore => whimbrel_engine::OnTimeout::Ignore,
+        }
+    }
+}
+
+/// Parses a rate that lets a frame pass in good time.
+fn parse_bandwidth(text: &str) -> Result<NonZeroU64, String> {
+    let bytes = NonZeroU64::new(size::parse(text)?).filter(|bytes| bytes.get() >= 64 << 10);
+    bytes.ok_or_else(|| "expected at least 64KiB (bytes per second)".to_string())
 }
 
 fn parse_milliseconds(text: &str) -> Result<u64, String> {
@@ -56,14 +108,15 @@ fn parse_milliseconds(text: &str) -> Result<u64, String> {
 
 const AFTER_HELP: &str = "\
 Examples:
-  whimbrel send 0000:3b:00.2 --to other-host:4000
-  whimbrel send 0000:3b:00.2 0000:3b:00.3 --to other-host:4000
-  whimbrel send vfio-user:/run/accel --to other-host:4000 --journal /var/lib/whimbrel/accel.journal
+  whimbrel send 0000:3b:00.2 --to other-host:4000 --tls-cert host.pem --tls-key host.key --tls-ca authority.pem
+  whimbrel send 0000:3b:00.2 0000:3b:00.3 --to 192.168.77.2:4000 --insecure
+  whimbrel send vfio-user:/run/accel --to 192.168.77.2:4000 --insecure --journal /var/lib/whimbrel/accel.journal
   whimbrel send model:accel --to unix:/run/move.sock --downtime-limit 50 --patience 10";
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = &arguments.to;
+    let tls = arguments.protection.tls(address)?;
     let path = arguments.journal.as_deref();
     let journal = path.map(|path| journal::open(path, &address.to_string())).transpose()?;
     let lock = journal.as_ref().map(Journal::lock).transpose()?;
@@ -75,22 +128,41 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     // From here on a device may be in a state that somebody has to bring it back from.
     let signals = Signals::catch()?;
     let timeout = Duration::from_secs(arguments.timeout);
-    let stream = reach(arguments, timeout, &signals, output)?;
-    let options = SourceOptions::default()
+    let stream = reach(arguments, tls.as_ref(), timeout, &signals, output)?;
+    let mut options = SourceOptions::default()
         .downtime_limit(Duration::from_millis(arguments.downtime_limit))
         .max_rounds(arguments.max_rounds)
+        .on_timeout(arguments.on_timeout.into())
         .timeout(timeout);
+    options.downtime_max = arguments.downtime_max.map(Duration::from_millis);
+    options.total_timeout = arguments.total_timeout.map(Duration::from_secs);
+    options.bandwidth = arguments.bandwidth;
+    let samples = Arc::new(Mutex::new(Samples::default()));
     let mut source = Source::new(opened.into_iter().map(Opened::into_migratable).collect())
         .options(options)
-        .observer(Bar::migration(output))
+        .observer(Watching { inner: Bar::migration(output), samples: samples.clone(), began: Instant::now() })
         .cancel(signals.cancel());
     if let Some(journal) = journal {
         source = source.journal(journal);
     }
-    let sent = source.send(stream);
+    let sent = match stream {
+        Reached::Plain(stream) => source.send(stream),
+        Reached::Tls(stream) => source.send(*stream),
+    };
     // The devices are closed before anything is said of where they are.
     drop(sent.devices);
     drop(lock);
+    if let Some(file) = &arguments.report {
+        let (report, error) = match &sent.result {
+            Ok(report) => (report, None),
+            Err(error) => (&*error.report, Some(error)),
+        };
+        let written = report::write(file, Ended { report, error, to: &address.to_string() }, &samples.lock());
+        // It is not the migration that has failed.
+        if let Err(failure) = written {
+            warn(&[failure.message()]);
+        }
+    }
     let report = sent.result.map_err(|error| failed(error, targets, address, path))?;
     journal::warn_if_open(path);
     warn(&report.warnings);
@@ -102,13 +174,20 @@ pub(crate) fn parse_address(text: &str) -> Result<Address, String> {
     text.parse().map_err(|_| "expected HOST:PORT, [IPV6]:PORT or unix:PATH".to_string())
 }
 
+/// A connection to the destination.
+enum Reached {
+    Plain(Stream),
+    Tls(Box<TlsStream>),
+}
+
 /// Connects to the destination.
 fn reach(
     arguments: &Arguments,
+    tls: Option<&Tls>,
     timeout: Duration,
     signals: &Signals,
     output: Output,
-) -> Result<Stream, Failure> {
+) -> Result<Reached, Failure> {
     let address = &arguments.to;
     let patience = Duration::from_secs(arguments.patience);
     let bar = Bar::waiting(output, format!("connecting to {address}"));
@@ -118,8 +197,7 @@ fn reach(
         0 => connect_once(address, until(timeout)),
         _ => connect(address, until(patience)),
     };
-    drop(bar);
-    connected.map_err(|error| match error {
+    let stream = connected.map_err(|error| match error {
         ConnectError::Failed { error, .. } | ConnectError::Resolve { error, .. } => {
             let failure = Failure::from_io(format!("cannot connect to {address}"), &error);
             match error.kind() {
@@ -134,12 +212,24 @@ fn reach(
             }
         }
         ConnectError::TimedOut(_) => Failure::from_error(&error).hint(FIREWALL),
-        ConnectError::Interrupted(_) => Failure::new(format!(
-            "cancelled while connecting to {address}: {}; the migration did not begin",
-            signals.arrived().unwrap_or_default()
-        )),
+        ConnectError::Interrupted(_) => cancelled(address, signals),
         _ => Failure::from_error(&error),
-    })
+    })?;
+    let Some(tls) = tls else { return Ok(Reached::Plain(stream)) };
+    let reached = tls.connect(stream, address, until(timeout)).map_err(|error| match error {
+        TlsError::Wait(WaitError::Interrupted) => cancelled(address, signals),
+        error => Failure::new(format!("cannot connect to {address}: {error}")).hint_if(tls::advice(&error)),
+    });
+    drop(bar);
+    reached.map(|stream| Reached::Tls(Box::new(stream)))
+}
+
+/// The failure after a signal before the migration began.
+fn cancelled(address: &Address, signals: &Signals) -> Failure {
+    Failure::new(format!(
+        "cancelled while connecting to {address}: {}; the migration did not begin",
+        signals.arrived().unwrap_or_default()
+    ))
 }
 
 const FIREWALL: &str = "check the address, and whether a firewall blocks it";
@@ -151,12 +241,15 @@ fn failed(error: SendError, targets: &[Target], address: &Address, journal: Opti
         (Outcome::Unknown, _) if settles.is_some() => settles,
         (Outcome::Unknown, _) => Some(unknown(targets, address)),
         (Outcome::Stranded(back), _) => remedy::stranded(back, targets),
-        (_, Error::NotConverging { .. }) => {
-            Some("--downtime-limit MS and --max-rounds N set the bounds".to_string())
-        }
+        (_, Error::NotConverging { .. } | Error::OutOfTime { .. }) => Some(
+            "--downtime-limit MS, --downtime-max MS, --max-rounds N and --total-timeout SECONDS set the bounds; --on-timeout \
+             switch stops the devices nevertheless"
+                .to_string(),
+        ),
         (_, Error::Budget { .. }) => {
             Some("the link became too slow; a higher --downtime-limit MS allows more time".to_string())
         }
+        (_, Error::Tls(error)) => tls::advice(error).map(str::to_string).or(settles),
         (_, cause) => remedy::after(cause, targets).or(settles),
     };
     Failure::from(error).hint_if(hint)

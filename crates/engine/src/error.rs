@@ -7,7 +7,7 @@ use std::time::Duration;
 use whimbrel_protocol::handover::{Entry, Unexpected};
 use whimbrel_user::{Errno, State};
 
-use crate::channel::ChannelError;
+use crate::channel::{ChannelError, TlsError};
 use crate::guest::GuestError;
 use crate::proto::operation::Operation;
 use crate::set::RamError;
@@ -137,6 +137,9 @@ pub enum Error {
     /// Writing to the link failed.
     #[error("sending failed: {}", named(.0))]
     Link(io::Error),
+    /// The other side does not speak TLS, or one of the two does not accept the other's certificate.
+    #[error(transparent)]
+    Tls(TlsError),
     /// Reading or writing a file failed.
     #[error("{what}: {}", named(error))]
     File {
@@ -300,19 +303,50 @@ pub enum Error {
     Unfit(#[from] crate::proto::table::Unfit),
     /// The migration does not converge: the predicted downtime stays above the limit.
     #[error(
-        "did not converge: after {rounds} rounds the predicted downtime is {} ms, the limit is {} ms: \
+        "did not converge: after {rounds} rounds the predicted downtime is {}, the limit is {} ms{}: \
          allow more downtime or more rounds, or reduce the load",
-        expected.map_or_else(|| "an unknown number of".to_string(), |expected| expected.as_millis().to_string()),
-        limit.as_millis()
+        predicted(*expected),
+        limit.as_millis(),
+        most_of(blame.as_deref())
     )]
     NotConverging {
         /// Number of completed rounds.
         rounds: u32,
         /// The downtime predicted now.
         expected: Option<Duration>,
-        /// The configured limit.
+        /// The limit by then.
         limit: Duration,
+        /// The memory or device that has most left to send, with its size.
+        blame: Option<String>,
     },
+    /// The total timeout has passed before the predicted downtime was within the limit.
+    #[error(
+        "not done within {} s: the predicted downtime is {}, the limit is {} ms{}",
+        total.as_secs_f64(),
+        predicted(*expected),
+        limit.as_millis(),
+        most_of(blame.as_deref())
+    )]
+    OutOfTime {
+        /// The total timeout.
+        total: Duration,
+        /// The downtime predicted after the last round.
+        expected: Option<Duration>,
+        /// The limit by then.
+        limit: Duration,
+        /// The memory or device that has most left to send, with its size.
+        blame: Option<String>,
+    },
+}
+
+/// A predicted downtime.
+fn predicted(expected: Option<Duration>) -> String {
+    expected.map_or_else(|| "unknown".to_string(), |expected| format!("{} ms", expected.as_millis()))
+}
+
+/// The memory or device that has most left to send, as the end of a clause.
+fn most_of(blame: Option<&str>) -> String {
+    blame.map_or_else(String::new, |blame| format!(", most is left of {blame}"))
 }
 
 /// An error of the system, with its errno by name.
@@ -342,13 +376,19 @@ impl Error {
             ChannelError::TimedOut => Error::Silent { side, waited: timeout },
             ChannelError::Closed => Error::Lost { side },
             ChannelError::Malformed(error) => Error::Malformed(error),
-            ChannelError::Failed(error) => Error::Link(error),
+            ChannelError::Failed(error) => match error.downcast::<TlsError>() {
+                Ok(error) => Error::Tls(error),
+                Err(error) => Error::Link(error),
+            },
         }
     }
 
     /// Returns whether the link to the other side is unusable.
     pub(crate) fn is_of_the_link(&self) -> bool {
-        matches!(self, Error::Link(_) | Error::Silent { .. } | Error::Lost { .. } | Error::Peer { .. })
+        matches!(
+            self,
+            Error::Link(_) | Error::Tls(_) | Error::Silent { .. } | Error::Lost { .. } | Error::Peer { .. }
+        )
     }
 
     /// Returns a general hint for the operator, if there is one.
@@ -396,85 +436,5 @@ impl From<whimbrel_user::Error> for Error {
 impl From<Unexpected> for Error {
     fn from(unexpected: Unexpected) -> Error {
         Error::Protocol(unexpected.to_string())
-    }
-}
-
-/// A migration that failed at the source, and the outcome for the devices.
-#[derive(Debug, thiserror::Error)]
-#[error("{cause}; {outcome}")]
-#[non_exhaustive]
-pub struct SendError {
-    /// The cause.
-    pub cause: Error,
-    /// The outcome for the devices.
-    pub outcome: Outcome,
-    /// Problems that did not change the outcome, such as a configuration that could not be restored after a reset.
-    pub warnings: Vec<String>,
-}
-
-impl SendError {
-    /// Returns an error without warnings.
-    pub(crate) fn new(cause: Error, outcome: Outcome) -> SendError {
-        SendError { cause, outcome, warnings: Vec::new() }
-    }
-
-    /// Returns a hint for the operator, if there is one: after an unknown or bad outcome about the devices, otherwise about
-    /// the cause.
-    pub fn advice(&self) -> Option<&'static str> {
-        match &self.outcome {
-            Outcome::Unknown => Some(
-                "the state of the devices at the destination, its log or its journal tells whether they run there",
-            ),
-            Outcome::Stranded(back) => back.advice().or_else(|| self.cause.advice()),
-            Outcome::RunsOn | Outcome::RunsOnAfterReset { .. } | Outcome::Untouched => self.cause.advice(),
-        }
-    }
-}
-
-/// The outcome of a failed migration for the devices.
-#[derive(Debug, thiserror::Error)]
-// Exhaustive: a caller that did not know one of these could run a device twice.
-#[expect(clippy::exhaustive_enums, reason = "a caller must know of each outcome who may run the device")]
-pub enum Outcome {
-    /// The devices run at the source, as before the migration.
-    #[error("the devices run on at the source")]
-    RunsOn,
-    /// The devices run at the source, but some could be recovered only by a reset and have lost their state.
-    #[error("the devices run on at the source, but {} had to be reset and lost its state", devices.join(", "))]
-    RunsOnAfterReset {
-        /// The names of the devices that were reset.
-        devices: Vec<String>,
-    },
-    /// The devices are as they were: the migration was refused before they were touched. They need not run.
-    #[error("the migration did not begin, and the devices are as they were")]
-    Untouched,
-    /// The connection was lost between the handover and its confirmation: the outcome is unknown.
-    #[error(
-        "the devices had been handed over, and it is unknown whether they run at the destination: they stay stopped \
-         here; check there, and let them run here only if they do not run there"
-    )]
-    Unknown,
-    /// A device could not be returned to RUNNING at the source.
-    #[error("and a device could not be brought back at the source: {0}")]
-    Stranded(Box<Error>),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_advice_follows_the_outcome() {
-        let advice = |outcome| SendError::new(Error::Lost { side: "destination" }, outcome).advice();
-        let of_the_cause = Error::Lost { side: "destination" }.advice();
-        assert!(of_the_cause.is_some_and(|advice| advice.contains("still runs")));
-        assert_eq!(advice(Outcome::RunsOn), of_the_cause);
-        assert_eq!(advice(Outcome::Untouched), of_the_cause);
-        assert_eq!(advice(Outcome::RunsOnAfterReset { devices: vec!["nic".into()] }), of_the_cause);
-        assert!(advice(Outcome::Unknown).is_some_and(|advice| advice.contains("whether they run there")));
-        let back = || Error::NeedsReset { device: "nic".into() };
-        assert_eq!(advice(Outcome::Stranded(Box::new(back()))), back().advice());
-        let without = Error::Interrupted;
-        assert_eq!(advice(Outcome::Stranded(Box::new(without))), of_the_cause);
     }
 }

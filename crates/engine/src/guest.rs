@@ -52,6 +52,18 @@ pub trait Guest: Send {
         Ok(())
     }
 
+    /// Makes the program write less memory, because the rounds of a migration get no better: more so with each step, from 1.
+    /// Returns whether it is slower than before; the migration then goes on with another round. Otherwise it is not asked
+    /// again, and the downtime limit is raised, if that is allowed. Called at the source.
+    ///
+    /// Step 0 ends it: after a migration that failed, before [`Guest::resume`]. It is not called if the outcome is unknown.
+    ///
+    /// By default the program cannot be slowed down.
+    fn slow_down(&mut self, step: u32) -> Result<bool, GuestError> {
+        let _ = step;
+        Ok(false)
+    }
+
     /// Stops everything of the program that writes memory or touches the devices. Called at the source, at the
     /// switchover; the devices still run, and stop next. An error aborts the migration, and [`Guest::resume`] follows.
     fn pause(&mut self) -> Result<(), GuestError> {
@@ -100,6 +112,10 @@ impl<G: Guest + ?Sized> Guest for &mut G {
 
     fn load(&mut self, blobs: Vec<Blob>) -> Result<(), GuestError> {
         (**self).load(blobs)
+    }
+
+    fn slow_down(&mut self, step: u32) -> Result<bool, GuestError> {
+        (**self).slow_down(step)
     }
 
     fn pause(&mut self) -> Result<(), GuestError> {

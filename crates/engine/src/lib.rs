@@ -49,20 +49,22 @@ pub mod channel;
 pub mod embedded;
 mod error;
 mod guest;
+mod outcome;
 mod progress;
 pub mod proto;
 mod report;
 mod run;
 pub mod set;
 
-pub use error::{Error, Outcome, SendError};
+pub use error::Error;
 pub use guest::{Blob, BlobName, Guest, GuestError, NoGuest};
-pub use progress::{Observer, Phase, Progress, Silent};
+pub use outcome::{Outcome, SendError};
+pub use progress::{Blame, Observer, Phase, Progress, Silent};
 pub use proto::destination::DestinationOptions;
 pub use proto::judgement::{Evidence, Judgement};
 pub use proto::negotiate::Feature;
-pub use proto::source::SourceOptions;
-pub use report::{DeviceReport, Report, Round};
+pub use proto::source::{OnTimeout, SourceOptions};
+pub use report::{DeviceReport, Report, Round, Transition};
 pub use run::{
     Arrived, Cancel, Destination, Journal, JournalLock, Received, Resolve, Resolved, Sent, Source,
 };

@@ -18,6 +18,17 @@ pub enum Phase {
     Done,
 }
 
+/// The memory or device that keeps a migration from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Blame {
+    /// Memory becomes dirty as fast as it is sent.
+    Memory,
+    /// The device with this number, from 0 in the order of the source, yields state as fast as it is sent, or has much of it
+    /// that only its stop yields.
+    Device(usize),
+}
+
 /// The progress of a migration at one moment. [`done`](Progress::done) and [`total`](Progress::total) are those of the current
 /// phase, and start over with each round; only [`time_left`](Progress::time_left) is about the whole migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +42,14 @@ pub struct Progress {
     pub total: u64,
     /// The predicted downtime, once there is an estimate.
     pub expected_downtime: Option<Duration>,
+    /// The downtime limit that holds now, which may have been raised. `None` at the destination.
+    pub downtime_limit: Option<Duration>,
+    /// The throughput of the link, in bytes per second, once it is known.
+    pub throughput: Option<u64>,
+    /// The rate at which data became dirty in the last round, in bytes per second.
+    pub dirty_rate: Option<u64>,
+    /// The memory or device that has most left to send, while the rounds get no better.
+    pub blame: Option<Blame>,
     /// The estimated time until the devices run at the destination, in steps of 100 ms. The source estimates it from the
     /// data that is left, the throughput, and the rate at which memory and state become dirty. In the first round that
     /// rate is unknown and counts as zero: the time is then a lower bound. `None` before enough has been transferred,
@@ -41,7 +60,17 @@ pub struct Progress {
 impl Progress {
     /// Returns the progress at the start of a phase: nothing transferred, no estimates.
     pub fn new(phase: Phase) -> Progress {
-        Progress { phase, done: 0, total: 0, expected_downtime: None, time_left: None }
+        Progress {
+            phase,
+            done: 0,
+            total: 0,
+            expected_downtime: None,
+            downtime_limit: None,
+            throughput: None,
+            dirty_rate: None,
+            blame: None,
+            time_left: None,
+        }
     }
 }
 

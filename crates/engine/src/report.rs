@@ -30,6 +30,12 @@ pub struct Report {
     pub rounds: u32,
     /// The rounds.
     pub round_list: Vec<Round>,
+    /// The transitions of the devices at the source, in the order of their ends.
+    pub transitions: Vec<Transition>,
+    /// Time from the first byte until the devices were asked to stop; `None` if that did not come about.
+    pub stopped_at_ms: Option<f64>,
+    /// The downtime limit when they were, or at the end: it may have been raised.
+    pub downtime_limit_ms: f64,
     /// Bytes of memory transferred; repeated pages count each time, and zero pages count.
     pub memory_bytes: u64,
     /// Bytes of memory that were zero and not sent, as a part of `memory_bytes`.
@@ -56,8 +62,24 @@ pub struct DeviceReport {
     pub name: String,
     /// Bytes of its state.
     pub device_bytes: u64,
+    /// Bytes of its state that were sent after the stop, as a part of `device_bytes`.
+    pub final_bytes: u64,
     /// The source of the device's dirty pages; `None` if its driver has not returned from a call.
     pub dirty_log: Option<DirtyChoice>,
+}
+
+/// A transition of a device.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Transition {
+    /// The number of the device, from 0.
+    pub device: usize,
+    /// The state that it entered, as the header names it.
+    pub to: String,
+    /// Time from the first byte of the migration until it was in that state.
+    pub at_ms: f64,
+    /// The duration of the request.
+    pub ms: f64,
 }
 
 /// Returns a time in milliseconds for a log: its digits end at the microsecond.

@@ -179,7 +179,8 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
         return Err(Failure::new(format!("unexpected order {order:?}")));
     };
     let address: Address = address.parse().map_err(|error| Failure::from_error(&error))?;
-    let stream = connect(&address, Until::timeout(PATIENCE))
+    let until = Until::timeout(PATIENCE);
+    let stream = connect(&address, until)
         .map_err(|error| Failure::new(format!("cannot reach the destination: {error}")))?;
     let options = SourceOptions::default()
         // The limit is for the migration alone.
@@ -187,7 +188,7 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
         .max_rounds(config.max_rounds)
         .budget(VERIFICATION);
     let mut told = Instant::now();
-    let sent = Source::new(migratable(&machine)?)
+    let source = Source::new(migratable(&machine)?)
         .memory(machine.memory.clone(), machine.memory.clone())
         .guest(Held(work.clone()))
         .observer(move |progress: &Progress| {
@@ -197,8 +198,16 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
                 let _ = tell(&Event::Progress(Moment::new(progress, verification)));
             }
         })
-        .options(options)
-        .send(stream);
+        .options(options);
+    let sent = match &config.certificates {
+        None => source.send(stream),
+        Some(certificates) => source.send(
+            certificates
+                .tls()?
+                .connect(stream, &address, until)
+                .map_err(|error| Failure::new(format!("cannot reach the destination: {error}")))?,
+        ),
+    };
     match sent.result {
         Ok(report) => {
             let evidence = evidence::gather(&machine, WATCH)?;
@@ -295,6 +304,9 @@ fn destination(
     let machine = Machine::new(attachments, config.memory)?;
     let mut listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into()))
         .map_err(|error| Failure::from_io("cannot listen on 127.0.0.1", &error))?;
+    if let Some(certificates) = &config.certificates {
+        listener = listener.tls(certificates.tls()?).map_err(|error| Failure::from_error(&error))?;
+    }
     let address = listener.address().to_string();
     tell(&Event::Listening { address, devices: kinds(&machine) })?;
     let order = next(orders)?;

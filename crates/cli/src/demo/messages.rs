@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use whimbrel_engine::{Phase, Progress};
 
 use super::attachment::Kind;
+use super::certificates::Certificates;
 
 /// A host's end of the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,8 @@ pub(super) enum Place {
 pub(super) struct Config {
     pub(super) role: Role,
     pub(super) devices: Vec<Place>,
+    /// With TLS.
+    pub(super) certificates: Option<Certificates>,
     pub(super) memory: u64,
     /// Of each device, in bytes per second.
     pub(super) dirty_rate: u64,

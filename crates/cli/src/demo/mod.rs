@@ -7,6 +7,7 @@
 //! program for each that keeps it busy ([`work`]).
 
 mod attachment;
+mod certificates;
 mod error;
 mod evidence;
 mod explain;
@@ -26,6 +27,7 @@ use clap::Args;
 use whimbrel_engine::Observer;
 
 use self::attachment::Kind;
+use self::certificates::Authority;
 use self::error::DemoError;
 use self::messages::{Config, Event, Evidence, Figures, Finished, Order, Place, Role};
 use self::outcome::{Outcome, Text};
@@ -61,6 +63,9 @@ pub(crate) struct Arguments {
     /// Run the models inside the two demo processes, without servers
     #[arg(long, conflicts_with = "destinations")]
     in_process: bool,
+    /// Encrypt the connection by TLS 1.3, with certificates that are made for this demo and removed with it
+    #[arg(long)]
+    tls: bool,
     /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB for each device, and at most half of the
     /// available memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
@@ -126,7 +131,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 
     let Found { report, sent, received, finished } = found?;
     let findings = Findings { sent: &sent, received: &received, finished: &finished };
-    let outcome = Outcome::new(&pairs, arguments.downtime_limit, &report, &findings);
+    let outcome = Outcome::new(&pairs, arguments.downtime_limit, arguments.tls, &report, &findings);
     let text = Text { outcome: &outcome, pairs: &pairs, memory: arguments.memory };
     if outcome.verified {
         return output.result(&outcome, text);
@@ -179,11 +184,13 @@ fn perform(
         Ok::<_, Failure>((role, places.collect::<Result<Vec<_>, _>>()?))
     };
     let places = [places(Role::Destination)?, places(Role::Source)?];
+    let authority = if arguments.tls { Some(Authority::new(processes.folder()?)?) } else { None };
     processes.wait_for_servers()?;
     for (role, devices) in places {
         processes.begin(Config {
             role,
             devices,
+            certificates: authority.as_ref().map(|authority| authority.of(role)),
             memory: arguments.memory,
             dirty_rate: arguments.dirty_rate,
             downtime_limit_ms: arguments.downtime_limit,

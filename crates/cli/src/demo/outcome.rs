@@ -16,6 +16,8 @@ pub(super) struct Outcome {
     devices: Vec<DeviceOutcome>,
     /// The connection of the hosts to their devices: `vfio-user` or `in-process`.
     reached_by: &'static str,
+    /// The hosts' connection was encrypted by TLS 1.3.
+    tls: bool,
     /// Time from the stop at the source until the devices ran at the destination.
     downtime_ms: f64,
     /// The part of it that the verification took, which a migration outside of the demo does not have.
@@ -58,6 +60,7 @@ impl Outcome {
     pub(super) fn new(
         pairs: &[Pair],
         downtime_limit_ms: u64,
+        tls: bool,
         report: &Figures,
         findings: &Findings<'_>,
     ) -> Outcome {
@@ -87,6 +90,7 @@ impl Outcome {
                 [Pair::Inside(_), ..] => "in-process",
                 _ => "vfio-user",
             },
+            tls,
             downtime_ms: report.downtime_ms,
             inspection_ms: report.inspection_ms,
             migration_downtime_ms: (report.downtime_ms - report.inspection_ms).max(0.0),
@@ -121,15 +125,16 @@ impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Text { outcome, pairs, memory } = *self;
         let memory = output::bytes(memory);
+        let over = if outcome.tls { ", over TLS 1.3" } else { "" };
         match pairs {
             [pair] => writeln!(
                 f,
-                "migrated {} and {memory} of memory to another process while it worked",
+                "migrated {} and {memory} of memory to another process while it worked{over}",
                 pair.name()
             )?,
             _ => writeln!(
                 f,
-                "migrated {} devices and {memory} of memory to another process while they worked",
+                "migrated {} devices and {memory} of memory to another process while they worked{over}",
                 pairs.len()
             )?,
         }

@@ -1,7 +1,8 @@
 //! The processes of a demo: two hosts, and a server for each of their devices if the demo starts those.
 //!
 //! They end with the demo, however it ends: it kills them, and each ends by itself when its stdin does, which is
-//! what happens when the demo is killed. The servers' sockets are in a private folder, which is removed with them.
+//! what happens when the demo is killed. The servers' sockets and the certificates are in a private folder, which is
+//! removed with them.
 
 use std::collections::VecDeque;
 use std::fs::Permissions;
@@ -9,7 +10,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -90,15 +91,12 @@ impl Processes {
         number: Option<usize>,
         model: &str,
     ) -> Result<PathBuf, Failure> {
-        let folder = match &mut self.folder {
-            Some(folder) => folder,
-            none => none.insert(folder()?),
-        };
+        let folder = self.folder()?.to_path_buf();
         let (part, name) = match number {
             None => (Part::Server(role), role.to_string()),
             Some(number) => (Part::ServerOf(role, number), format!("{role}-{number}")),
         };
-        let socket = folder.path().join(name);
+        let socket = folder.join(name);
         SocketAddr::from_pathname(&socket).map_err(|error| {
             Failure::new(format!("{} cannot be the path of a socket: {error}", socket.display()))
                 .hint("set TMPDIR to a folder with a shorter name, or use --in-process")
@@ -108,6 +106,15 @@ impl Processes {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         self.start(part, command)?;
         Ok(socket)
+    }
+
+    /// Returns the private folder, which is removed with the processes.
+    pub(super) fn folder(&mut self) -> Result<&Path, Failure> {
+        let folder = match &mut self.folder {
+            Some(folder) => folder,
+            none => none.insert(folder()?),
+        };
+        Ok(folder.path())
     }
 
     fn start(&mut self, part: Part, mut command: Command) -> Result<(), Failure> {
@@ -297,7 +304,7 @@ fn folder() -> Result<TempDir, Failure> {
         .prefix("whimbrel-demo-")
         .permissions(Permissions::from_mode(0o700))
         .tempdir()
-        .map_err(|error| Failure::from_io("cannot create a folder for the servers' sockets", &error))
+        .map_err(|error| Failure::from_io("cannot create a folder for the demo's files", &error))
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {

@@ -28,7 +28,7 @@ const COMMANDS: [&str; 19] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 83] = [
+const WRONG: [(&[&str], &str, &str); 90] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -38,7 +38,7 @@ const WRONG: [(&[&str], &str, &str); 83] = [
     (&["send", "model:serial"], "--to <ADDR>", "Usage: whimbrel send"),
     (&["send", "--to", "a:1"], "<TARGET>...", "Usage: whimbrel send"),
     (
-        &["send", "vfio-user:a", "vfio-user:a", "--to", "a:1"],
+        &["send", "vfio-user:a", "vfio-user:a", "--to", "127.0.0.1:1"],
         "vfio-user:a is given twice",
         "each device once",
     ),
@@ -103,6 +103,45 @@ const WRONG: [(&[&str], &str, &str); 83] = [
     (&["send", "model:serial", "--to", "::1:80"], "[IPV6]:PORT", "--help"),
     (&["send", "model:serial", "--to", "unix:"], "unix:PATH", "--help"),
     (&["receive", "model:serial", "--listen", "host:99999"], "'--listen <ADDR>'", "--help"),
+    // Connections that others on the network could read and change.
+    (&["send", "model:serial", "--to", "other:1"], "other:1 is on a network", "--insecure"),
+    (&["receive", "model:serial", "--listen", "[::]:1"], "[::]:1 is on a network", "--tls-cert"),
+    (&["send", "model:serial", "--to", "other:1", "--tls-cert", "a"], "--tls-key <FILE>", "Usage:"),
+    (
+        &[
+            "send",
+            "model:serial",
+            "--to",
+            "other:1",
+            "--tls-cert",
+            "a",
+            "--tls-key",
+            "b",
+            "--tls-ca",
+            "c",
+            "--insecure",
+        ],
+        "cannot be used with",
+        "Usage:",
+    ),
+    (
+        &[
+            "send",
+            "model:serial",
+            "--to",
+            "other:1",
+            "--tls-cert",
+            "a",
+            "--tls-key",
+            "b",
+            "--tls-ca",
+            "c",
+            "--tls-peer",
+            "a b",
+        ],
+        "'a b' is neither a DNS name nor an IP address",
+        "certificate",
+    ),
     // Sizes, rates, counts and times.
     (&["demo", "--memory", "lots"], "expected a number of bytes", "--help"),
     (&["demo", "--memory", "1MiB"], "expected at least 16.00 MiB", "--help"),
@@ -118,6 +157,12 @@ const WRONG: [(&[&str], &str, &str); 83] = [
     (&["send", "model:serial", "--to", "a:1", "--downtime-limit", "1s"], "'--downtime-limit <MS>'", "--help"),
     (&["send", "model:serial", "--to", "a:1", "--patience", "-1"], "unexpected argument '-1'", "Usage:"),
     (&["receive", "model:serial", "--listen", "a:1", "--timeout", "soon"], "'--timeout <SECONDS>'", "--help"),
+    (&["send", "model:serial", "--to", "unix:a", "--bandwidth", "1"], "expected at least 64KiB", "--help"),
+    (
+        &["send", "model:serial", "--to", "unix:a", "--on-timeout", "wait"],
+        "possible values: cancel, switch, ignore",
+        "--help",
+    ),
     // Faults.
     (&["serve", "serial", "--socket", "s", "--fault", "explode"], "invalid fault 'explode'", "--help"),
     // States.
@@ -293,7 +338,9 @@ fn bash_completes_commands_and_options() {
         COMP_WORDS=(whimbrel "$@"); COMP_CWORD=$#
         _whimbrel whimbrel "${@: -1}" "${@: -2:1}"
         printf '%s\n' "${COMPREPLY[@]}""#;
-    for (words, completed) in [(&["pro"][..], "probe"), (&["send", "--down"], "--downtime-limit")] {
+    for (words, completed) in
+        [(&["pro"][..], "probe"), (&["send", "--down"], "--downtime-limit\n--downtime-max")]
+    {
         let mut bash = std::process::Command::new("bash");
         bash.args(["-c", script, env!("CARGO_BIN_EXE_whimbrel")]).args(words);
         assert_eq!(finish(bash).succeeded().text().trim(), completed, "{words:?}");

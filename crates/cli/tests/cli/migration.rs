@@ -48,6 +48,7 @@ fn a_device_moves_from_one_process_to_another() {
                 "cpu_log",
                 "device_bytes",
                 "devices",
+                "downtime_limit_ms",
                 "downtime_ms",
                 "final_bytes",
                 "inspection_ms",
@@ -59,8 +60,10 @@ fn a_device_moves_from_one_process_to_another() {
                 "round_trip_ms",
                 "rounds",
                 "start_ms",
+                "stopped_at_ms",
                 "throughput_bytes_per_s",
                 "total_ms",
+                "transitions",
                 "warnings",
                 "wire_bytes",
                 "zero_bytes"
@@ -86,6 +89,41 @@ fn a_device_moves_from_one_process_to_another() {
         assert!(sent["device_bytes"].as_u64().unwrap() >= least, "{target}: {sent}");
         assert_eq!(taken["address"], address);
     }
+}
+
+/// A device that changes as fast as it is read.
+const BUSY: &str = "model:accel?state=1MiB&rate=1GiB";
+
+#[test]
+fn a_migration_without_end_is_cancelled_after_the_total_timeout() {
+    let receiver = Receiver::start(&[BUSY, "--listen", "127.0.0.1:0"]);
+    let rounds = ["--downtime-limit=0", "--max-rounds=4000000000", "--total-timeout=1"];
+    let run = whimbrel([&["send", BUSY, "--to", &receiver.address], &rounds[..]].concat());
+    run.failed().says(&["not done within 1 s", "--on-timeout switch"]);
+    receiver.finish().failed().says(&["not done within 1 s"]);
+}
+
+#[test]
+fn a_migration_without_end_stops_the_devices_if_it_may() {
+    for bounds in
+        [["--total-timeout=1", "--on-timeout=switch"], ["--downtime-max=60000", "--on-timeout=cancel"]]
+    {
+        let receiver = Receiver::start(&[BUSY, "--listen", "127.0.0.1:0"]);
+        let rounds = ["--downtime-limit=0", "--max-rounds=4000000000"];
+        let run = whimbrel([&["send", BUSY, "--to", &receiver.address], &rounds[..], &bounds].concat());
+        run.succeeded();
+        receiver.finish().succeeded();
+    }
+}
+
+#[test]
+fn a_migration_takes_no_more_of_the_link_than_it_may() {
+    let target = "model:accel?state=8MiB";
+    let receiver = Receiver::start(&[target, "--listen", "127.0.0.1:0"]);
+    let sent = send(target, &receiver.address, &["--bandwidth=4MiB", "--json"]).succeeded().json();
+    receiver.finish().succeeded();
+    assert!(sent["total_ms"].as_f64().unwrap() >= 1900.0, "{sent}");
+    assert!(sent["throughput_bytes_per_s"].as_f64().unwrap() < f64::from(5 << 20), "{sent}");
 }
 
 #[test]
@@ -163,10 +201,13 @@ fn addresses_that_lead_nowhere_are_told() {
         (&["send", "model:serial", "--to", &no_socket], &["cannot connect to", "ENOENT", "hint: "]),
         (&["receive", "model:serial", "--listen", &no_folder], &["cannot listen at", "ENOENT", "hint: "]),
         (
-            &["receive", "model:serial", "--listen", "192.0.2.1:0"],
+            &["receive", "model:serial", "--listen", "192.0.2.1:0", "--insecure"],
             &["cannot listen at", "EADDRNOTAVAIL", "hint: "],
         ),
-        (&["send", "model:serial", "--to", "host.invalid:1"], &["cannot connect to host.invalid:1"]),
+        (
+            &["send", "model:serial", "--to", "host.invalid:1", "--insecure"],
+            &["cannot connect to host.invalid:1"],
+        ),
     ];
     for (arguments, said) in cases {
         whimbrel(arguments).failed().says(said);

@@ -13,7 +13,7 @@ pub(crate) const ENDLESS: [&str; 2] = ["--downtime-limit=0", "--max-rounds=40000
 
 /// `whimbrel receive` for the devices of a host.
 pub(crate) fn receive(host: &Host, address: &str) -> Command {
-    let mut command = command(["receive", "--json", "--listen", address]);
+    let mut command = command(["receive", "--json", "--insecure", "--listen", address]);
     command.args(host.targets());
     command
 }
@@ -25,7 +25,7 @@ pub(crate) fn begins(phase: &str) -> String {
 
 /// `whimbrel send` for the devices of a host, with the limit on the downtime that is given.
 pub(crate) fn send_within(host: &Host, address: &str, limit: &[&str]) -> Command {
-    let mut command = command(["send", "--json", "--to", address]);
+    let mut command = command(["send", "--json", "--insecure", "--to", address]);
     command.args(limit).args(host.targets()).env("WHIMBREL_LOG", "whimbrel_engine=debug");
     command
 }

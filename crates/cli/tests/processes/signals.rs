@@ -53,10 +53,12 @@ fn at_the_source(phase: source::Phase) -> Reach {
         | Phase::Back(Back::Query | Back::Quiesce | Back::Run | Back::Owner | Back::Tell) => {
             Reach::After("Stop", 0, "STOP_COPY")
         }
-        // PING needs more state to send.
-        Phase::Ping | Phase::Back(Back::Reset) | Phase::Settle(Then::Park | Then::Release) | Phase::Park => {
-            Reach::Never
-        }
+        // PING needs more state to send, and only a migration with memory slows its owner.
+        Phase::Ping
+        | Phase::Slow
+        | Phase::Back(Back::Reset)
+        | Phase::Settle(Then::Park | Then::Release)
+        | Phase::Park => Reach::Never,
     }
 }
 

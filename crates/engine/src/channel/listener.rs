@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::bound::Bound;
 use super::visitors::{Known, Policy, Visitors};
-use super::{Address, Interrupt, Receiver, Sender, Until, WaitError};
+use super::{Address, Interrupt, Receiver, Sender, Tls, TlsError, Until, WaitError};
 use crate::proto::greeting::{Greeting, Terms};
 
 /// A listener that waits for a sender and refuses all other peers.
@@ -107,6 +107,16 @@ impl Listener {
         Ok(Listener { socket, visitors: Visitors::default(), busy: Busy::default() })
     }
 
+    /// Accepts senders with TLS only. Its handshake is part of the greeting, and of its time. An error in the files of `tls`
+    /// is returned at once.
+    ///
+    /// A peer whose certificate is refused is told so by an alert of TLS, and logged as a warning with the reason.
+    pub fn tls(mut self, tls: Tls) -> Result<Listener, TlsError> {
+        tls.check()?;
+        self.visitors.use_tls(tls);
+        Ok(self)
+    }
+
     /// Returns the address, with the port that the system chose if the given one was 0.
     pub fn address(&self) -> &Address {
         self.socket.address()
@@ -130,15 +140,14 @@ impl Listener {
                 break known;
             }
         };
-        let Known { stream, sender, receiver, greeting } = known;
-        let mut visitors = std::mem::take(&mut self.visitors);
+        let Known { peer, sender, receiver, greeting } = known;
+        let mut visitors = self.visitors.take();
         visitors.refuse_all();
         match Rejector::start(self.socket.clone(), visitors) {
             Ok(rejector) => self.busy = Busy(Arc::new(Mutex::new(Some(rejector)))),
             // They wait then, without a reason.
             Err(error) => tracing::warn!(%error, "other senders cannot be refused"),
         }
-        let peer = stream.peer();
         Ok(Accepted { greeting, peer, sender, receiver, busy: self.busy.handle() })
     }
 }

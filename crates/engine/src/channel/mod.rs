@@ -1,8 +1,8 @@
 //! The connection between the two sides of a migration.
 //!
 //! [`Channel`] is a byte stream over any transport that the owner of a migration provides. [`Stream`] is one over TCP,
-//! a Unix socket or any other connected stream socket. [`connect`] and [`Listener`] create such streams. [`Sender`] and
-//! [`Receiver`] transfer frames over any channel.
+//! a Unix socket or any other connected stream socket. [`connect`] and [`Listener`] create such streams, and [`Tls`] makes
+//! encrypted ones of them. [`Sender`] and [`Receiver`] transfer frames over any channel.
 //!
 //! Every wait is bounded: it takes an [`Until`], which is an absolute deadline, an [`Interrupt`], or both.
 
@@ -16,6 +16,8 @@ mod low_water;
 mod receiver;
 mod sender;
 mod stream;
+mod tls;
+mod visitor_stream;
 mod visitors;
 mod wait;
 mod warnings;
@@ -31,6 +33,7 @@ pub use listener::{Accepted, Listener};
 pub use receiver::{MemoryData, Received, Receiver};
 pub use sender::Sender;
 pub use stream::Stream;
+pub use tls::{Tls, TlsError, TlsStream};
 pub use wait::{Interrupt, Readiness, Until, WaitError};
 
 /// A connected, reliable byte stream in both directions.
@@ -41,8 +44,15 @@ pub trait Channel: Send + Sync + Debug {
     /// Reads some bytes; 0 at the end of the stream.
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Writes some bytes of the buffers, in order.
+    /// Writes some bytes of the buffers, in order. A channel may keep them until [`Channel::try_flush`].
     fn try_write(&self, data: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Sends the written bytes that the channel still keeps.
+    ///
+    /// Does nothing by default, for a channel that keeps none.
+    fn try_flush(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Returns the descriptor to poll after [`WouldBlock`](io::ErrorKind::WouldBlock), for reading or for writing.
     fn readiness_fd(&self) -> BorrowedFd<'_>;

@@ -8,7 +8,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 use super::input::Input;
 use super::{Channel, ChannelError, Until};
 use crate::proto::control::Control;
-use crate::proto::frame::{FrameHeader, HEADER_BYTES, Kind, PREAMBLE_BYTES, Preamble};
+use crate::proto::frame::{FrameHeader, HEADER_BYTES, Kind, PREAMBLE_BYTES, Preamble, is_tls};
 use crate::proto::message::{MEMORY_HEAD, Message, memory_head};
 use crate::proto::problem::{Problem, StreamError};
 
@@ -195,7 +195,11 @@ impl Receiver {
     }
 
     fn preamble(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
-        let bytes = self.input.peek::<PREAMBLE_BYTES>(until)?;
+        let bytes = self.input.peek::<PREAMBLE_BYTES>(until).map_err(|error| match error {
+            // An alert of TLS is shorter.
+            ChannelError::Closed if is_tls(self.input.buffered()) => self.malformed(Problem::Tls),
+            other => other,
+        })?;
         Preamble::check(&bytes).map_err(|problem| self.malformed(problem))?;
         self.input.consume(PREAMBLE_BYTES);
         self.offset += PREAMBLE_BYTES as u64;

@@ -62,7 +62,7 @@ impl Sender {
         self.bytes
     }
 
-    /// Returns the number of unsent bytes.
+    /// Returns the number of bytes that the channel has not taken yet.
     pub fn unsent(&self) -> usize {
         self.queue.len() - self.sent
     }
@@ -143,20 +143,30 @@ impl Sender {
                     *done += count - of_queue;
                     self.sent += of_queue;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let wait = until.wait(self.channel.readiness_fd(), Readiness::Writable);
-                    self.is_behind |= wait.is_err();
-                    wait?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => self.wait_after(error, until)?,
             }
             if self.sent == self.queue.len() {
                 self.queue.clear();
                 self.sent = 0;
             }
         }
+        while let Err(error) = self.channel.try_flush() {
+            self.wait_after(error, until)?;
+        }
         self.is_behind = false;
         Ok(())
+    }
+
+    /// Waits after a call that would have blocked. Any other error is returned.
+    fn wait_after(&mut self, error: io::Error, until: Until<'_>) -> Result<(), ChannelError> {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                let wait = until.wait(self.channel.readiness_fd(), Readiness::Writable);
+                self.is_behind |= wait.is_err();
+                Ok(wait?)
+            }
+            io::ErrorKind::Interrupted => Ok(()),
+            _ => Err(error.into()),
+        }
     }
 }

@@ -5,16 +5,17 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::bound::Bound;
+use super::visitor_stream::VisitorStream;
 use super::warnings::Warnings;
-use super::{Channel, ChannelError, Receiver, Sender, Stream, Until, WaitError};
+use super::{Channel, ChannelError, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError};
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
 use crate::proto::greeting::{Greeting, Terms};
@@ -51,12 +52,13 @@ pub(super) struct Visitors {
     /// Set while the system is out of descriptors or memory for a connection.
     is_short: bool,
     warnings: Warnings,
+    tls: Option<Tls>,
 }
 
 /// A peer whose greeting is not complete.
 #[derive(Debug)]
 struct Unknown {
-    stream: Arc<Stream>,
+    stream: VisitorStream,
     /// Its name for the log. A socket whose peer has reset it does not tell it any more.
     name: String,
     sender: Sender,
@@ -69,7 +71,7 @@ struct Unknown {
 /// A peer whose greeting is complete.
 #[derive(Debug)]
 pub(super) struct Known {
-    pub(super) stream: Arc<Stream>,
+    pub(super) peer: Option<SocketAddr>,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
     pub(super) greeting: Greeting,
@@ -82,12 +84,16 @@ enum Failure {
     Left(String),
     /// It is refused.
     Refused(String),
+    /// One of the two sides does not accept the other's certificate.
+    Untrusted(String),
 }
 
 /// A peer that was refused. Closing at once would discard the reason unread.
 #[derive(Debug)]
 struct Leaving {
-    stream: Arc<Stream>,
+    stream: VisitorStream,
+    /// The reason is sent by it, unless that has been done.
+    sender: Option<Sender>,
     deadline: Instant,
     ignored: usize,
 }
@@ -102,10 +108,11 @@ pub(super) enum Policy<'a> {
 }
 
 impl Unknown {
-    fn new(stream: Stream, since: Instant) -> Unknown {
-        let (name, stream) = (name_of(&stream), Arc::new(stream));
-        let (sender, receiver) = (Sender::new(stream.clone()), Receiver::new(stream.clone()));
-        Unknown { stream, name, sender, receiver, since, accepted: None }
+    fn new(stream: Stream, tls: Option<&Tls>, since: Instant) -> Result<Unknown, TlsError> {
+        let name = name_of(&stream);
+        let stream = VisitorStream::new(stream, tls)?;
+        let (sender, receiver) = (Sender::new(stream.channel()), Receiver::new(stream.channel()));
+        Ok(Unknown { stream, name, sender, receiver, since, accepted: None })
     }
 
     /// Takes in what has arrived, and answers it. Returns the greeting once it is complete, and `None` before.
@@ -136,6 +143,7 @@ impl Unknown {
                     return Err(Failure::Refused(format!("no {expected} within the time limit")));
                 }
                 Err(error @ ChannelError::Closed) => return Err(Failure::Left(error.to_string())),
+                Err(ChannelError::Failed(error)) => return Err(failure_of(&error)),
                 Err(error) => return Err(refused(&error)),
             }
         }
@@ -152,6 +160,15 @@ impl Unknown {
     }
 }
 
+/// Returns what a failed connection means.
+fn failure_of(error: &io::Error) -> Failure {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
+        Some(inner @ TlsError::Untrusted(_)) => Failure::Untrusted(inner.to_string()),
+        Some(inner) => Failure::Refused(inner.to_string()),
+        None => Failure::Refused(format!("the connection failed: {error}")),
+    }
+}
+
 /// Returns a peer's name for the log: its IP address, or the process at the other end of a Unix socket.
 fn name_of(stream: &Stream) -> String {
     match stream.peer() {
@@ -162,6 +179,17 @@ fn name_of(stream: &Stream) -> String {
 }
 
 impl Visitors {
+    /// Greets new peers with TLS only.
+    pub(super) fn use_tls(&mut self, tls: Tls) {
+        self.tls = Some(tls);
+    }
+
+    /// Takes the peers, for another thread. New ones are greeted in the same way.
+    pub(super) fn take(&mut self) -> Visitors {
+        let tls = self.tls.clone();
+        std::mem::replace(self, Visitors { tls, ..Visitors::default() })
+    }
+
     /// Handles all pending events, then waits for the next one. Returns the sender once there is one.
     pub(super) fn step(
         &mut self,
@@ -272,7 +300,7 @@ impl Visitors {
                 Ok(None) => at += 1,
                 Ok(Some(greeting)) => {
                     let Unknown { stream, sender, receiver, .. } = self.unknown.remove(at);
-                    return Some(Known { stream, sender, receiver, greeting });
+                    return Some(Known { peer: stream.socket().peer(), sender, receiver, greeting });
                 }
                 Err(failure) => {
                     let peer = self.unknown.remove(at);
@@ -285,15 +313,16 @@ impl Visitors {
 
     /// Ends the greeting of a peer that is not the sender, and says so: as a warning only of one that has begun like a sender.
     fn dismiss(&mut self, peer: Unknown, failure: Failure) {
-        let (Failure::Left(reason) | Failure::Refused(reason)) = &failure;
-        if !peer.receiver.has_message() {
+        let (Failure::Left(reason) | Failure::Refused(reason) | Failure::Untrusted(reason)) = &failure;
+        let begins_like_a_sender = peer.receiver.has_message() || matches!(failure, Failure::Untrusted(_));
+        if !begins_like_a_sender {
             tracing::debug!(peer = %peer.name, reason, "a connection ended that was not a sender's");
         } else if self.warnings.allow() {
             tracing::warn!(peer = %peer.name, reason, "a sender's greeting failed");
         } else {
             tracing::debug!(peer = %peer.name, reason, "a sender's greeting failed");
         }
-        if let Failure::Refused(reason) = failure {
+        if let Failure::Refused(reason) | Failure::Untrusted(reason) = failure {
             self.refuse(peer, &reason);
         }
     }
@@ -312,10 +341,13 @@ impl Visitors {
         let now = Instant::now();
         self.leaving.retain_mut(|peer| {
             while peer.deadline > now && peer.ignored < MAX_IGNORED {
-                match peer.stream.try_read(&mut scrap) {
+                match peer.stream.discard(&mut scrap) {
                     Ok(0) => return false,
                     Ok(count) => peer.ignored += count,
-                    Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return peer.tell(),
+                    // TLS has just failed, and its alert is on its way.
+                    Err(_) if peer.stream.has_failed() && peer.sender.is_some() && peer.tell() => {}
+                    Err(_) => return false,
                 }
             }
             false
@@ -332,7 +364,15 @@ impl Visitors {
             let peer = match socket.accept() {
                 Ok(stream) => {
                     self.is_short = false;
-                    Unknown::new(stream, now)
+                    match Unknown::new(stream, self.tls.as_ref(), now) {
+                        Ok(peer) => peer,
+                        Err(error) => {
+                            if self.warnings.allow() {
+                                tracing::warn!(%error, "a connection cannot be greeted with TLS");
+                            }
+                            continue;
+                        }
+                    }
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
@@ -367,12 +407,31 @@ impl Visitors {
     fn refuse(&mut self, peer: Unknown, reason: &str) {
         let Unknown { stream, mut sender, .. } = peer;
         let reason = Control::Failed(Reason { reason: reason.to_string() });
-        let told = sender.send_now(&reason.into(), Until::now()).and_then(|()| sender.finish(Until::now()));
-        if told.is_ok() {
+        let told = sender.send_now(&reason.into(), Until::now());
+        // TLS has told it the reason, or does so once both sides have agreed.
+        if told.is_ok() || stream.has_failed() {
             if self.leaving.len() >= MAX_LEAVING {
                 self.leaving.remove(0);
             }
-            self.leaving.push(Leaving { stream, deadline: Instant::now() + LEAVE_TIMEOUT, ignored: 0 });
+            let deadline = Instant::now() + LEAVE_TIMEOUT;
+            let mut peer = Leaving { stream, sender: Some(sender), deadline, ignored: 0 };
+            if peer.tell() {
+                self.leaving.push(peer);
+            }
+        }
+    }
+}
+
+impl Leaving {
+    /// Ends the stream after the reason, once that is possible. Returns whether the peer can still read it.
+    fn tell(&mut self) -> bool {
+        if self.stream.is_handshaking() {
+            return true;
+        }
+        match self.sender.take() {
+            None => true,
+            Some(_) if self.stream.has_failed() => self.stream.socket().shutdown_write().is_ok(),
+            Some(mut sender) => sender.finish(Until::now()).is_ok(),
         }
     }
 }

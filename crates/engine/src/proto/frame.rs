@@ -55,7 +55,7 @@ impl Preamble {
     pub fn check(bytes: &[u8; PREAMBLE_BYTES]) -> Result<u16, Problem> {
         let preamble: Preamble = zerocopy::transmute!(*bytes);
         if preamble.magic != MAGIC {
-            return Err(Problem::Foreign);
+            return Err(if is_tls(bytes) { Problem::Tls } else { Problem::Foreign });
         }
         if preamble.crc.get() != crc32c(&[&bytes[..PREAMBLE_CRC_COVERS]]) {
             return Err(Problem::PreambleChecksum);
@@ -66,6 +66,11 @@ impl Preamble {
         }
         Ok(minor)
     }
+}
+
+/// Returns whether these are the first bytes of an alert or a handshake of TLS: its kind, then version 3.x.
+pub(crate) fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x15 | 0x16, 0x03, ..])
 }
 
 whimbrel_uapi::numbered_enum! {
@@ -310,6 +315,7 @@ mod tests {
         let old = Preamble::check(&preamble(1, 1)).unwrap_err();
         assert!(old.to_string().contains("stream version 1.1"), "{old}");
         assert_eq!(Preamble::check(b"QEVM 12345678901"), Err(Problem::Foreign));
+        assert_eq!(Preamble::check(b"\x15\x03\x03 123456789012"), Err(Problem::Tls));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 )]
 
 pub mod control;
+mod convergence;
 pub mod destination;
 pub mod frame;
 pub mod greeting;

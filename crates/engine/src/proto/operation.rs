@@ -125,6 +125,9 @@ pub enum Operation {
     /// On the stream: send meaningless bytes, to measure the throughput. Reports [`Done::Sent`].
     SendPadding(u64),
 
+    /// On the owner: slow the guest down, so that it writes less memory; more with each step, and not at all with 0. Reports
+    /// [`Done::Slowed`].
+    Slow(u32),
     /// On the owner: stop the guest.
     Pause,
     /// On the owner: the devices run here again.
@@ -153,6 +156,8 @@ pub enum Done {
     Bytes(u64),
     /// The amount of data sent.
     Sent(Sent),
+    /// The answer of the guest: `true` if it is slower than before.
+    Slowed(bool),
     /// The device's pre-copy data.
     Precopy {
         /// The answer to VFIO_MIG_GET_PRECOPY_INFO.
@@ -237,6 +242,8 @@ impl fmt::Display for Operation {
             Operation::SendMemory => f.write_str("send of memory"),
             Operation::SendBlobs => f.write_str("send of the owner's state"),
             Operation::SendPadding(_) => f.write_str("send of padding"),
+            Operation::Slow(0) => f.write_str("end of the owner's slowing"),
+            Operation::Slow(_) => f.write_str("slowing of the owner"),
             Operation::Pause => f.write_str("pause of the owner"),
             Operation::Resume => f.write_str("resumption of the owner"),
             Operation::Inspect => f.write_str("inspection by the owner"),

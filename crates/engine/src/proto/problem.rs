@@ -27,6 +27,9 @@ pub enum Problem {
     /// It does not begin like a Whimbrel stream.
     #[error("not a whimbrel stream")]
     Foreign,
+    /// It begins like an answer of TLS.
+    #[error("not a whimbrel stream: it speaks TLS, which this side was not told to use")]
+    Tls,
     /// Its first bytes are damaged.
     #[error("the preamble is damaged: checksum mismatch")]
     PreambleChecksum,

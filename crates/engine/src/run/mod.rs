@@ -13,6 +13,7 @@ mod device;
 mod hands;
 mod journal;
 mod owner;
+mod pace;
 mod read_ahead;
 mod receiver;
 mod resolve;

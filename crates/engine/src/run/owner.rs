@@ -46,6 +46,9 @@ impl Hand for OwnerHand {
     fn perform(&mut self, operation: Operation, turn: &Turn<'_>) -> Result<Done, Error> {
         let guest = &mut self.guest;
         match operation {
+            Operation::Slow(step) => {
+                return turn.call(|| guest.slow_down(step)).map(Done::Slowed).map_err(Error::Guest);
+            }
             Operation::Pause => self.pause(turn)?,
             Operation::Resume => turn.call(|| guest.resume()).map_err(Error::Guest)?,
             Operation::Inspect => self.inspect(turn)?,

@@ -21,8 +21,9 @@ use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
 use crate::channel::{Channel, Interrupt, Receiver, Sender};
-use crate::error::{Error, Outcome, SendError};
+use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
+use crate::outcome::{Outcome, SendError};
 use crate::progress::{Observer, Progress, Silent};
 use crate::proto::control::Table;
 use crate::proto::negotiate::{Feature, Offer};
@@ -198,7 +199,8 @@ impl Source {
         read: Interrupt,
     ) -> Sent {
         let timeout = self.options.timeout;
-        let transfer = Arc::new(Transfer::new(Sender::new(channel.clone()), write, timeout, DESTINATION));
+        let transfer = Transfer::new(Sender::new(channel.clone()), write, timeout, DESTINATION);
+        let transfer = Arc::new(transfer.paced(self.options.bandwidth));
         let buffers = Buffers::default();
         let ledger = Arc::new(Mutex::new(Ledger::new(plan.table.memory.clone())));
         let blobs = Arc::new(Mutex::new(Vec::new()));

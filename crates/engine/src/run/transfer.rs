@@ -1,13 +1,16 @@
 //! The outbound path: one framed sender, shared by all threads of a side, each of which sends whole frames.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::pace::Pace;
 use super::worker::Turn;
-use crate::channel::{ChannelError, Interrupt, Sender, Until};
+use crate::channel::{ChannelError, Interrupt, Sender, Until, WaitError};
 use crate::error::Error;
+use crate::proto::frame::HEADER_BYTES;
 use crate::proto::message::Message;
 
 /// The shared sender.
@@ -20,6 +23,7 @@ pub(super) struct Transfer {
     /// The timeout for the peer to accept one frame.
     timeout: Duration,
     peer: &'static str,
+    pace: Option<Pace>,
     /// Bytes of memory and state sent, for observers.
     moved: AtomicU64,
 }
@@ -37,13 +41,37 @@ impl Transfer {
             epoch: AtomicU64::new(0),
             timeout,
             peer,
+            pace: None,
             moved: AtomicU64::new(0),
         }
     }
 
+    /// Limits the bytes sent in a second, if there is a limit.
+    pub(super) fn paced(self, bytes_per_second: Option<NonZeroU64>) -> Transfer {
+        Transfer { pace: bytes_per_second.map(Pace::new), ..self }
+    }
+
     /// Sends a message, or gathers it, and returns its bytes on the wire.
     pub(super) fn send(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
+        self.keep_pace(message)?;
         self.with(turn, |sender, until| sender.send(message, until))
+    }
+
+    /// Waits until the limit allows a message with data. Those without are not counted: they are small, and urgent.
+    fn keep_pace(&self, message: &Message<'_>) -> Result<(), Error> {
+        let Some(pace) = &self.pace else { return Ok(()) };
+        let (Message::Memory { data, .. }
+        | Message::DeviceState { data, .. }
+        | Message::Blob { data, .. }
+        | Message::Padding { data }) = message
+        else {
+            return Ok(());
+        };
+        let start = pace.reserve(HEADER_BYTES + data.len(), Instant::now());
+        match Until::new(start, &self.interrupt).sleep() {
+            WaitError::TimedOut => Ok(()),
+            error => Err(Error::of_channel(self.peer, self.timeout, error.into())),
+        }
     }
 
     /// Sends a message and all gathered bytes.

@@ -34,7 +34,7 @@ enum Then {
     CancelledBefore(&'static str),
     /// The phase is the one that a machine starts in: see [`a_destination_that_waits_for_a_peer_is_cancelled_at_once`].
     First,
-    /// The phase follows on failures that the simulation combines with a cancel.
+    /// The phase follows on failures, or on rounds that get no better, which the simulation combines with a cancel.
     Simulated,
 }
 
@@ -62,9 +62,10 @@ fn at_the_source(phase: source::Phase) -> Then {
         | Phase::Back(Back::Query | Back::Quiesce | Back::Run | Back::Owner | Back::Tell) => {
             Then::CancelledBefore("End")
         }
-        Phase::Back(Back::Reset) | Phase::Settle(After::Park | After::Release) | Phase::Park => {
-            Then::Simulated
-        }
+        Phase::Slow
+        | Phase::Back(Back::Reset)
+        | Phase::Settle(After::Park | After::Release)
+        | Phase::Park => Then::Simulated,
     }
 }
 

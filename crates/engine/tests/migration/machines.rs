@@ -21,13 +21,13 @@ fn source() -> Source {
     source_of(0x1000, SourceOptions::default())
 }
 
-fn source_of(memory: u64, options: SourceOptions) -> Source {
+pub(crate) fn source_of(memory: u64, options: SourceOptions) -> Source {
     let offer = Offer::new(ID, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
     Source::new(Plan { offer, table: table(memory), options }, Duration::ZERO)
 }
 
 /// What a device, memory and a destination in good order say.
-fn yields(operation: &Operation) -> Done {
+pub(crate) fn yields(operation: &Operation) -> Done {
     match operation {
         Operation::QueryState => Done::State(State::Running),
         Operation::QueryPrecopy => {
@@ -41,7 +41,7 @@ fn yields(operation: &Operation) -> Done {
     }
 }
 
-fn answer(control: &Control) -> Option<Control> {
+pub(crate) fn answer(control: &Control) -> Option<Control> {
     Some(match control {
         Control::Hello(_) => match accept() {
             Message::Control(accept) => accept,
@@ -119,7 +119,7 @@ fn running_settles_the_handover_whatever_follows_before_handover_is_known_to_hav
     }
 }
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// Does the commands of a source until it sends memory, which the caller does. `dirty` bytes of memory have been written
 /// when the logs are read.

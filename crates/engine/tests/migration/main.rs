@@ -28,6 +28,7 @@ mod owner;
 #[path = "../phases/mod.rs"]
 #[allow(dead_code, reason = "the simulation uses more of it")]
 mod phases;
+mod policy;
 mod regions;
 mod resolve;
 mod sets;

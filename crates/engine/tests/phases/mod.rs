@@ -36,6 +36,7 @@ phases!(
     Ping,
     RoundLeft,
     RoundMemoryLeft,
+    Slow,
     Record,
     Pause,
     Quiesce,

@@ -19,6 +19,7 @@ impl World {
         let has_journal = self.plan.has_journal;
         let sends_setup = self.plan.features.iter().all(|side| side.contains(&Feature::Setup));
         let lie = self.plan.lie;
+        let most_slowing = self.plan.slowing;
         let (half, breaks) = (self.rng.bool(), self.chance(30));
         let mut rng = self.rng.fork();
         let host = self.host(side);
@@ -192,6 +193,14 @@ impl World {
                     (true, true) => Next::End(Err(Error::JournalUncertain { path, entry, error: full })),
                     (true, false) => Next::End(Err(Error::Journal { path, error: full })),
                 }
+            }
+            Operation::Slow(step) => {
+                // An owner that can be slowed down takes some steps.
+                let takes = step <= most_slowing;
+                if (!fails || half) && takes {
+                    host.slowing = step;
+                }
+                if fails { error() } else { Next::End(Ok(Done::Slowed(takes))) }
             }
             Operation::Pause => {
                 if !fails || half {

@@ -155,6 +155,8 @@ pub(crate) struct Host {
     pub(crate) cpu_log: Option<Vec<bool>>,
     /// The guest runs.
     pub(crate) guest: bool,
+    /// The step of its slowing.
+    pub(crate) slowing: u32,
     pub(crate) guest_state: u32,
     pub(crate) blob: Option<u32>,
     pub(crate) journal: Vec<Entry>,
@@ -227,6 +229,7 @@ impl Host {
             dirty: vec![false; plan.pages],
             cpu_log: None,
             guest: is_source,
+            slowing: 0,
             guest_state: rng.u32(..),
             blob: None,
             journal: Vec::new(),
@@ -291,7 +294,7 @@ impl Host {
             }
         }
         if self.guest {
-            let changes = due(&mut self.cpu_debt, cpu_rate);
+            let changes = due(&mut self.cpu_debt, cpu_rate / f64::from(1 << self.slowing.min(8)));
             for _ in 0..changes {
                 self.guest_state = rng.u32(..);
                 if !self.memory.is_empty() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use whimbrel_engine::proto::control::Control;
 use whimbrel_engine::proto::negotiate::Feature;
 use whimbrel_engine::proto::operation::{Now, Operation, Place};
-use whimbrel_engine::{Error, Outcome, SendError};
+use whimbrel_engine::{Error, OnTimeout, Outcome, SendError, SourceOptions};
 use whimbrel_protocol::State;
 use whimbrel_protocol::handover::Entry;
 
@@ -159,8 +159,10 @@ impl Oracle {
     fn check_budget(world: &mut World) {
         let options = &world.plan.source;
         let Some(stopped) = world.oracle.stopped_at else { return };
+        let Some(Machine::Source(machine)) = &world.hosts()[0].machine else { return };
+        let source_budget = machine.stop_budget();
         let oracle = &world.oracle;
-        let most = options.stop_budget()
+        let most = allowed_budget(options, source_budget)
             + options.call_timeout * (1 + oracle.hung)
             + oracle.in_calls
             + Duration::from_millis(1);
@@ -263,6 +265,7 @@ impl Oracle {
             Some(End::Source(Err(error))) => {
                 let outcome = &error.outcome;
                 let is_true = match outcome {
+                    Outcome::RunsOn if source.slowing > 0 && injected == 0 => false,
                     Outcome::RunsOn => source.devices.iter().all(runs) && source.guest && !was_reset,
                     Outcome::RunsOnAfterReset { devices } => {
                         source.devices.iter().all(runs) && source.guest && !devices.is_empty()
@@ -328,4 +331,12 @@ impl Oracle {
             world.oracle.complain(text);
         }
     }
+}
+
+/// The longest stop that the options allow. The machine's own is no more than that, unless the devices stop whatever the
+/// downtime is.
+fn allowed_budget(options: &SourceOptions, machines: Duration) -> Duration {
+    let max = options.downtime_max.unwrap_or_default().max(options.downtime_limit);
+    let most = options.budget.unwrap_or_else(|| options.downtime_limit(max).stop_budget());
+    if options.on_timeout == OnTimeout::Switch { machines } else { most.min(machines) }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use whimbrel_engine::proto::destination::DestinationOptions;
 use whimbrel_engine::proto::negotiate::Feature;
-use whimbrel_engine::proto::source::SourceOptions;
+use whimbrel_engine::proto::source::{OnTimeout, SourceOptions};
 use whimbrel_protocol::MigrationFlags;
 
 use super::coverage::{Blow, Cell, Side, cells, names, row};
@@ -80,6 +80,8 @@ pub(crate) struct Plan {
     pub(crate) page_bytes: u64,
     /// Writes of the CPUs to memory, in a second.
     pub(crate) cpu_rate: f64,
+    /// The steps by which the owner can be slowed down.
+    pub(crate) slowing: u32,
     pub(crate) has_blob: bool,
     pub(crate) features: [Vec<Feature>; 2],
     pub(crate) bandwidth: f64,
@@ -149,11 +151,12 @@ impl Plan {
             .timeout(millis(rng, 2000.0, 8000.0))
             .call_timeout(millis(rng, 500.0, 4000.0))
             .expected_inspection(millis(rng, 0.01, 20.0));
-        Plan {
+        let mut plan = Plan {
             devices,
             pages: if chance(rng, 75) { rng.usize(1..=100) } else { 0 },
             page_bytes: 4096 << rng.u32(0..=4),
             cpu_rate: rate(rng),
+            slowing: 0,
             has_blob,
             features,
             bandwidth: log(rng, 3e6, 1e9),
@@ -168,6 +171,24 @@ impl Plan {
             has_journal: chance(rng, 85),
             outlives: [chance(rng, 70), chance(rng, 70)],
             lie: None,
+        };
+        plan.decide_policy(rng);
+        plan
+    }
+
+    /// What the source does about rounds that get no better, and about a migration that takes long.
+    fn decide_policy(&mut self, rng: &mut Rng) {
+        if chance(rng, 40) {
+            self.slowing = rng.u32(1..=3);
+        }
+        if chance(rng, 40) {
+            self.source = self.source.downtime_max(self.source.downtime_limit.mul_f64(1.0 + 4.0 * rng.f64()));
+        }
+        if chance(rng, 20) {
+            self.source = self.source.total_timeout(millis(rng, 50.0, 20_000.0));
+        }
+        if chance(rng, 30) {
+            self.source = self.source.on_timeout(OnTimeout::Switch);
         }
     }
 
@@ -263,6 +284,13 @@ impl Plan {
         }
         if phase == "RoundMemoryLeft" || phase == "Rest" {
             self.pages = self.pages.max(4);
+        }
+        if phase == "Slow" {
+            // Memory that becomes dirty as fast as it is sent.
+            self.devices.iter_mut().for_each(|device| device.initial = 0);
+            self.pages = self.pages.max(40);
+            (self.page_bytes, self.cpu_rate, self.bandwidth) = (64 << 10, 200.0, 1e7);
+            self.source = self.source.downtime_limit(Duration::from_millis(1)).max_rounds(20);
         }
         if phase == "Ping" {
             self.features = [Feature::ALL.to_vec(), Feature::ALL.to_vec()];

@@ -185,7 +185,7 @@ mod tests {
         fdinfo.keep(&task, number);
         assert!(has(number) && has(number));
         // One with the same place, which is not looked at before it may have it.
-        let rival = task.thread() + PLACES as i32;
+        let rival = task.thread() + i32::try_from(PLACES).unwrap();
         fdinfo.keep(&Task::new(file.as_fd(), 0, rival.cast_unsigned()), number);
         assert!(has(number) && fdinfo.kept(rival, number).is_none());
     }

@@ -119,7 +119,9 @@ mod tests {
         assert_eq!(workers.add(call(3)), None);
         assert_eq!(answers.recv(), Ok(3));
         workers.end();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     }
 
     #[test]

@@ -270,7 +270,7 @@ fn a_demo_whose_sockets_cannot_be_made_says_why_and_leaves_nothing() {
     let told = json(&output);
     let error = told["error"].as_str().unwrap();
     assert!(
-        error.starts_with("cannot create a folder for the servers' sockets") && error.contains("ENOENT"),
+        error.starts_with("cannot create a folder for the demo's files") && error.contains("ENOENT"),
         "{told}"
     );
 }

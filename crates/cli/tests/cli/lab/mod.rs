@@ -134,10 +134,10 @@ fn what_the_model_saves_is_restored_into_a_kernels_second_card() {
 fn a_device_moves_from_one_kernel_to_another_over_tcp() {
     let machine = machine!("debian");
     let receive = format!(
-        "device=group:$first; ./whimbrel receive $device --listen 0.0.0.0:4000 >&2; {SHOW}; ./whimbrel probe $device"
+        "device=group:$first; ./whimbrel receive $device --listen 0.0.0.0:4000 --insecure >&2; {SHOW}; ./whimbrel probe $device"
     );
     let send = format!(
-        "device=group:$second; {FILL}; ./whimbrel send $device --to 10.0.0.2:4000 --patience 20 --json; \
+        "device=group:$second; {FILL}; ./whimbrel send $device --to 10.0.0.2:4000 --insecure --patience 20 --json; \
          ./whimbrel probe $device --json"
     );
     let text = succeeded(&machine.pair(&receive, &send));

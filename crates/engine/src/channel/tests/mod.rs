@@ -1,10 +1,12 @@
 //! Frames over real sockets, between threads.
 
+mod certificates;
 mod frames;
 mod greetings;
 mod hostile;
 mod listener;
 mod streams;
+mod tls;
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,7 @@
 //! A device of the source, as far as the machine knows it.
 
+use std::time::Duration;
+
 use whimbrel_protocol::{MigrationFlags, precopy};
 use whimbrel_user::State;
 
@@ -7,6 +9,7 @@ use super::{Phase, Source};
 use crate::error::Error;
 use crate::proto::identity::DeviceIdentity;
 use crate::proto::operation::{Done, Now, Operation};
+use crate::report::{Transition, milliseconds};
 
 /// A device of the migration.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub(super) struct Device {
     pub(super) left: u64,
     /// Bytes of its state sent so far.
     pub(super) sent: u64,
+    /// Bytes of its state sent since the stop.
+    pub(super) sent_at_last: u64,
     /// The last known state.
     pub(super) state: Option<State>,
     /// The error that prevents its return to RUNNING.
@@ -45,6 +50,7 @@ impl Device {
             last_done: now,
             left: 0,
             sent: 0,
+            sent_at_last: 0,
             state: Some(State::Running),
             stranded: None,
             stuck: false,
@@ -63,6 +69,12 @@ impl Source {
         match (operation, done) {
             (Operation::SetState(state), _) => {
                 device.state = Some(*state);
+                self.report.transitions.push(transition(
+                    index,
+                    *state,
+                    self.now.saturating_sub(self.started),
+                    elapsed,
+                ));
                 if self.phase == Phase::Precopy {
                     self.transition = self.transition.max(elapsed);
                 }
@@ -79,6 +91,9 @@ impl Source {
                     device.precopy.read(sent.bytes);
                 }
                 device.sent += sent.bytes;
+                if self.stopped_at.is_some() {
+                    device.sent_at_last += sent.bytes;
+                }
                 self.report.wire_bytes += sent.wire;
                 self.round.device += sent.bytes;
                 self.round.wire += sent.wire;
@@ -86,4 +101,9 @@ impl Source {
             _ => {}
         }
     }
+}
+
+/// Returns a transition for the report.
+pub(super) fn transition(device: usize, to: State, at: Duration, took: Duration) -> Transition {
+    Transition { device, to: to.to_string(), at_ms: milliseconds(at), ms: milliseconds(took) }
 }

@@ -5,6 +5,7 @@
 //! stop everything, send the rest, hand over. Up to the handover anything may fail or be cancelled, and the devices
 //! continue to run here.
 
+mod decision;
 mod device;
 mod options;
 mod phase;
@@ -22,16 +23,18 @@ use whimbrel_protocol::handover::{self, SourceAction, SourcePhase};
 
 use self::device::Device;
 use super::control::{Control, Table};
+use super::convergence::Convergence;
 use super::negotiate::{self, Feature, Offer};
 use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
 use super::pending::Pending;
 use super::rounds::Prediction;
 use super::spans::Spans;
-use crate::error::{Error, Outcome, SendError};
+use crate::error::Error;
+use crate::outcome::{Outcome, SendError};
 use crate::progress as shown;
-use crate::report::{DeviceReport, Report};
+use crate::report::{DeviceReport, Report, milliseconds};
 
-pub use options::SourceOptions;
+pub use options::{OnTimeout, SourceOptions};
 pub use phase::{Phase, Then};
 pub use rollback::Back;
 
@@ -73,6 +76,12 @@ pub struct Source {
     /// Set while the destination's reason is awaited, after a transfer has found the connection closed.
     lost: Option<Error>,
     prediction: Option<Prediction>,
+    convergence: Convergence,
+    slowing: decision::Slowing,
+    /// Set once a warning says that the time of pre-copy is over.
+    is_overtime: bool,
+    /// The maximum time from the stop until the handover is sent.
+    stop_budget: Duration,
     outlook: progress::Outlook,
     /// The current round.
     round: round::Round,
@@ -117,6 +126,10 @@ impl Source {
             peer_setup: Duration::ZERO,
             lost: None,
             prediction: None,
+            convergence: Convergence::default(),
+            slowing: decision::Slowing::default(),
+            is_overtime: false,
+            stop_budget: plan.options.stop_budget(),
             outlook: progress::Outlook::default(),
             round: round::Round::default(),
             full_pass: None,
@@ -174,14 +187,21 @@ impl Source {
         if self.phase != Phase::Over {
             return None;
         }
-        let report = std::mem::take(&mut self.report);
+        let mut report = std::mem::take(&mut self.report);
+        report.downtime_limit_ms = milliseconds(self.downtime_limit());
+        let since_start = |at: Now| milliseconds(at.saturating_sub(self.started));
+        report.stopped_at_ms = self.stopped_at.map(since_start);
         Some(match (self.cause.take(), self.outcome.take()) {
             (None, None) => Ok(report),
-            (cause, outcome) => Err(SendError {
-                cause: cause.unwrap_or_else(|| Error::Protocol("the migration was given up".into())),
-                outcome: outcome.unwrap_or(Outcome::Unknown),
-                warnings: report.warnings,
-            }),
+            (cause, outcome) => {
+                report.total_ms = since_start(self.now);
+                Err(SendError {
+                    cause: cause.unwrap_or_else(|| Error::Protocol("the migration was given up".into())),
+                    outcome: outcome.unwrap_or(Outcome::Unknown),
+                    warnings: std::mem::take(&mut report.warnings),
+                    report: Box::new(report),
+                })
+            }
         })
     }
 
@@ -214,7 +234,7 @@ impl Source {
         self.trace_phase();
         self.phase_began = self.now;
         self.answered = false;
-        let in_downtime = self.stopped_at.map(|stopped| stopped + self.plan.options.stop_budget());
+        let in_downtime = self.stopped_at.map(|stopped| stopped + self.stop_budget);
         let (timeout, call) = (self.plan.options.timeout, self.plan.options.call_timeout);
         self.deadline = match phase {
             Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::Committed => {
@@ -226,6 +246,7 @@ impl Source {
             | Phase::RoundQuery
             | Phase::RoundLeft
             | Phase::RoundMemoryLeft
+            | Phase::Slow
             | Phase::Record
             | Phase::Over => None,
             Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest => in_downtime,
@@ -234,6 +255,9 @@ impl Source {
             Phase::Release | Phase::Settle(_) | Phase::Park => Some(self.now + call),
             Phase::Back(back) => Some(self.now + back.timeout(call)),
         };
+        if let Some(end) = self.end_of_precopy() {
+            self.deadline = Some(self.deadline.map_or(end, |deadline| deadline.min(end)));
+        }
         match phase {
             Phase::Hello => self.say(Control::Hello(self.plan.offer.clone())),
             Phase::Table => self.say(Control::Table(self.plan.table.clone())),
@@ -244,6 +268,7 @@ impl Source {
             Phase::Ping => self.say(Control::Ping { id: self.round.number }),
             Phase::RoundLeft => self.query_left(),
             Phase::RoundMemoryLeft => self.query_memory_left(),
+            Phase::Slow => self.slow_down(),
             Phase::Record => self.record(),
             Phase::Pause => self.pause(),
             Phase::Quiesce => self.quiesce(),
@@ -290,7 +315,8 @@ impl Source {
             Phase::RoundEnd if self.features.contains(&Feature::Ping) => self.enter(Phase::Ping),
             Phase::RoundEnd | Phase::Ping => self.enter(Phase::RoundLeft),
             Phase::RoundLeft => self.enter(Phase::RoundMemoryLeft),
-            Phase::RoundMemoryLeft => self.decide(),
+            Phase::RoundMemoryLeft => self.judge_round(),
+            Phase::Slow => self.slowed(),
             Phase::Record if self.initial_is_done() => self.enter(Phase::Pause),
             Phase::Precopy | Phase::Record => self.next_round(),
             Phase::Pause if self.quiesces() => self.enter(Phase::Quiesce),
@@ -336,6 +362,9 @@ impl Source {
                 };
                 self.report.warnings.push(format!("{error}{hint}"));
             }
+            (Err(error), Phase::Slow) if matches!(operation, Operation::Slow(_)) => {
+                self.warn(format!("the owner could not be slowed down: {error}"));
+            }
             (Err(error @ Error::Lost { .. }), _) if self.can_be_cancelled() => self.await_reason(error),
             (Err(error), _) => self.fail(error),
         }
@@ -348,6 +377,7 @@ impl Source {
             (_, Done::Bytes(bytes)) if matches!(operation, Operation::CollectMemoryLogs { .. }) => {
                 self.memory_left = bytes;
             }
+            (_, Done::Slowed(is_slower)) => self.slowing.note(is_slower),
             (_, Done::Sent(sent)) => {
                 if matches!(operation, Operation::SendMemory) {
                     self.report.memory_bytes += sent.bytes;
@@ -434,15 +464,17 @@ impl Source {
             Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End
                 if self.is_out_of_budget() =>
             {
-                self.fail(Error::Budget { budget: self.plan.options.stop_budget() });
+                self.fail(Error::Budget { budget: self.stop_budget });
+            }
+            _ if self.end_of_precopy().is_some_and(|end| self.now >= end) => {
+                self.fail(self.out_of_time());
             }
             _ => self.fail(Error::Silent { side: super::DESTINATION, waited: timeout }),
         }
     }
 
     fn is_out_of_budget(&self) -> bool {
-        let budget = self.plan.options.stop_budget();
-        self.stopped_at.is_some_and(|stopped| self.now >= stopped + budget)
+        self.stopped_at.is_some_and(|stopped| self.now >= stopped + self.stop_budget)
     }
 
     /// Returns the data that remains once the devices are stopped.

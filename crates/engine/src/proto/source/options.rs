@@ -1,9 +1,23 @@
 //! The bounds of a migration at the source.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::proto::LONGEST;
 use crate::proto::rounds::Bounds;
+
+/// The ways to go on when the time of pre-copy is over and the downtime does not fit the limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnTimeout {
+    /// The migration is cancelled, at once after [`SourceOptions::total_timeout`]. The devices continue at the source.
+    #[default]
+    Cancel,
+    /// The devices stop after the present round, however long the downtime is. Initial data is sent before.
+    Switch,
+    /// The rounds go on without end, with a warning.
+    Ignore,
+}
 
 /// The bounds of a migration.
 ///
@@ -20,8 +34,18 @@ use crate::proto::rounds::Bounds;
 pub struct SourceOptions {
     /// The maximum predicted downtime at which the devices are stopped.
     pub downtime_limit: Duration,
-    /// The number of rounds after which a migration that does not converge is aborted.
+    /// The maximum to which the limit is raised, in four steps, if it is more than the limit: one for each round that
+    /// predicts less than 4 % less downtime than the best one before it. The devices then stop at the first round within
+    /// the raised limit. When the time of pre-copy is over, it is raised at once.
+    pub downtime_max: Option<Duration>,
+    /// The number of rounds after which the time of pre-copy is over: see [`SourceOptions::on_timeout`].
     pub max_rounds: u32,
+    /// The time since the beginning after which the time of pre-copy is over.
+    pub total_timeout: Option<Duration>,
+    /// The way to go on when the time of pre-copy is over and the downtime does not fit the limit.
+    pub on_timeout: OnTimeout,
+    /// The maximum of memory and state to send in a second, in bytes on the link, also after the stop.
+    pub bandwidth: Option<NonZeroU64>,
     /// Timeout for an answer of the destination, and for it to accept one frame of at most 1 MiB.
     pub timeout: Duration,
     /// Timeout for a call into a driver.
@@ -34,7 +58,11 @@ impl Default for SourceOptions {
     fn default() -> SourceOptions {
         SourceOptions {
             downtime_limit: Duration::from_millis(300),
+            downtime_max: None,
             max_rounds: 30,
+            total_timeout: None,
+            on_timeout: OnTimeout::Cancel,
+            bandwidth: None,
             timeout: Duration::from_mins(1),
             call_timeout: Duration::from_secs(10),
             budget: None,
@@ -50,6 +78,8 @@ impl SourceOptions {
     pub(crate) fn within_clock(self) -> SourceOptions {
         SourceOptions {
             downtime_limit: self.downtime_limit.min(LONGEST),
+            downtime_max: self.downtime_max.map(|max| max.min(LONGEST)),
+            total_timeout: self.total_timeout.map(|timeout| timeout.min(LONGEST)),
             timeout: self.timeout.min(LONGEST),
             call_timeout: self.call_timeout.min(LONGEST),
             budget: self.budget.map(|budget| budget.min(LONGEST)),
@@ -63,10 +93,34 @@ impl SourceOptions {
         SourceOptions { downtime_limit, ..self }
     }
 
+    /// Sets [`SourceOptions::downtime_max`].
+    #[must_use]
+    pub fn downtime_max(self, downtime_max: Duration) -> SourceOptions {
+        SourceOptions { downtime_max: Some(downtime_max), ..self }
+    }
+
+    /// Sets [`SourceOptions::total_timeout`].
+    #[must_use]
+    pub fn total_timeout(self, total_timeout: Duration) -> SourceOptions {
+        SourceOptions { total_timeout: Some(total_timeout), ..self }
+    }
+
+    /// Sets [`SourceOptions::on_timeout`].
+    #[must_use]
+    pub fn on_timeout(self, on_timeout: OnTimeout) -> SourceOptions {
+        SourceOptions { on_timeout, ..self }
+    }
+
     /// Sets [`SourceOptions::max_rounds`].
     #[must_use]
     pub fn max_rounds(self, max_rounds: u32) -> SourceOptions {
         SourceOptions { max_rounds, ..self }
+    }
+
+    /// Sets [`SourceOptions::bandwidth`].
+    #[must_use]
+    pub fn bandwidth(self, bytes_per_second: NonZeroU64) -> SourceOptions {
+        SourceOptions { bandwidth: Some(bytes_per_second), ..self }
     }
 
     /// Sets [`SourceOptions::timeout`].
@@ -89,12 +143,26 @@ impl SourceOptions {
 
     /// Returns the maximum time from the stop until the handover is sent: after it the migration is aborted, and the
     /// devices run at the source again. By default twice the downtime limit and at least 1 s.
+    ///
+    /// It grows with a limit that was raised. If the devices stop because the time of pre-copy is over
+    /// ([`OnTimeout::Switch`]), it is twice the predicted downtime, and at least [`SourceOptions::timeout`].
     pub fn stop_budget(&self) -> Duration {
-        self.budget.unwrap_or_else(|| self.downtime_limit.saturating_mul(2).max(Self::MIN_BUDGET))
+        self.budget.unwrap_or_else(|| Self::budget_of(self.downtime_limit))
     }
 
-    /// Returns the bounds of the decision after a round.
-    pub(in crate::proto) fn bounds(&self) -> Bounds {
-        Bounds { limit: self.downtime_limit, budget: self.stop_budget(), rounds: self.max_rounds }
+    fn budget_of(limit: Duration) -> Duration {
+        limit.saturating_mul(2).max(Self::MIN_BUDGET)
+    }
+
+    /// Returns the maximum time from the stop until the handover is sent of devices that stop whatever the downtime is.
+    pub(in crate::proto) fn forced_budget(&self, expected: Option<Duration>) -> Duration {
+        let expected = expected.unwrap_or_default().saturating_mul(2).min(LONGEST);
+        self.stop_budget().max(expected).max(self.timeout)
+    }
+
+    /// Returns the bounds of the decision after a round, with the limit that holds by then.
+    pub(in crate::proto) fn bounds(&self, limit: Duration) -> Bounds {
+        let budget = self.budget.unwrap_or_else(|| Self::budget_of(limit));
+        Bounds { limit, budget, rounds: self.max_rounds }
     }
 }

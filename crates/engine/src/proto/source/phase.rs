@@ -23,6 +23,8 @@ pub enum Phase {
     RoundLeft,
     /// The other logs are read.
     RoundMemoryLeft,
+    /// The owner is asked to write less, after a round that was no better.
+    Slow,
     /// The journal records that the devices may be handed over, and the devices are asked for REINIT a last time.
     Record,
     /// The owner pauses.

@@ -26,6 +26,10 @@ impl Source {
         let mut progress = Progress::new(self.shown_phase());
         progress.done = moved;
         progress.expected_downtime = self.prediction.map(Prediction::total);
+        progress.downtime_limit = Some(self.downtime_limit());
+        progress.blame = self.blame();
+        progress.throughput = self.bandwidth.bytes_per_second().map(whole);
+        progress.dirty_rate = (self.outlook.dirty_rate > 0.0).then_some(whole(self.outlook.dirty_rate));
         match progress.phase {
             progress::Phase::Round(_) => {
                 progress.total = self.outlook.goal;
@@ -54,6 +58,7 @@ impl Source {
             | Phase::Ping
             | Phase::RoundLeft
             | Phase::RoundMemoryLeft
+            | Phase::Slow
             | Phase::Record => progress::Phase::Round(self.round.number),
             Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End | Phase::Committed => {
                 progress::Phase::Switchover
@@ -107,8 +112,14 @@ impl Source {
             setup: self.transition.saturating_add(self.peer_setup),
             round_trips: self.round_trip.unwrap_or_default().saturating_mul(ROUND_TRIPS),
             round: self.round.number,
-            bounds: self.plan.options.bounds(),
+            bounds: self.bounds(),
         }
         .time_left()
     }
+}
+
+/// Returns a rate without its fraction.
+#[expect(clippy::cast_sign_loss, reason = "the cast saturates: no rate is below zero")]
+fn whole(rate: f64) -> u64 {
+    rate as u64
 }

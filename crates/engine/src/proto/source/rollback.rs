@@ -5,8 +5,10 @@ use std::time::Duration;
 use whimbrel_protocol::handover::{self, Entry, SourceAction, SourcePhase};
 use whimbrel_user::State;
 
+use super::device::transition;
 use super::{Phase, Source, Then};
-use crate::error::{Error, Outcome};
+use crate::error::Error;
+use crate::outcome::Outcome;
 use crate::proto::control::{Control, Reason};
 use crate::proto::operation::{Done, Operation, Place};
 
@@ -164,6 +166,9 @@ impl Source {
 
     fn owner_goes_on(&mut self) {
         let all_run = self.devices.iter().all(|device| device.state == Some(State::Running));
+        if self.is_slowed() {
+            self.pending.start(Place::Owner, Operation::Slow(0));
+        }
         if all_run && std::mem::take(&mut self.paused) {
             self.pending.start(Place::Owner, Operation::Resume);
         }
@@ -197,9 +202,15 @@ impl Source {
             return;
         };
         let Some(device) = self.devices.get_mut(index) else { return };
+        let elapsed = self.now.saturating_sub(device.last_done.max(self.phase_began));
+        device.last_done = self.now;
         match (operation, result) {
             (Operation::QueryState, Ok(Done::State(state))) => device.state = Some(state),
-            (Operation::SetState(state), Ok(_)) => device.state = Some(*state),
+            (Operation::SetState(state), Ok(_)) => {
+                device.state = Some(*state);
+                let at = self.now.saturating_sub(self.started);
+                self.report.transitions.push(transition(index, *state, at, elapsed));
+            }
             (Operation::SetState(_) | Operation::QueryState | Operation::Reset, Err(error)) => {
                 // A state that has not been read is unknown.
                 device.state = None;

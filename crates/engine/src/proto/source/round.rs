@@ -5,10 +5,9 @@ use std::time::Duration;
 use whimbrel_user::State;
 
 use super::{Phase, Source};
-use crate::error::Error;
 use crate::proto::control::Control;
 use crate::proto::operation::{Now, Operation, Place};
-use crate::proto::rounds::{self, Decision, MAX_PADDING, MAX_PADDINGS, MIN_MEASURED, NEGLIGIBLE};
+use crate::proto::rounds::{self, MAX_PADDING, MAX_PADDINGS, MIN_MEASURED, NEGLIGIBLE};
 use crate::report;
 
 /// The current round. Sizes in bytes.
@@ -98,7 +97,7 @@ impl Source {
     /// Memory becomes dirty meanwhile, so this is done seldom: a known throughput is measured again only in a round that
     /// says nothing of it, and only a few times.
     pub(super) fn pads(&mut self) -> bool {
-        let limit = self.plan.options.bounds().limit;
+        let limit = self.downtime_limit();
         // Memory has just been sent, or was zero and takes almost no throughput.
         let left = self.remaining().device;
         let is_fast_enough = self.prediction.is_some_and(|prediction| prediction.total() <= limit);
@@ -159,7 +158,8 @@ impl Source {
         }
     }
 
-    pub(super) fn decide(&mut self) {
+    /// Predicts the downtime after a round.
+    pub(super) fn judge_round(&mut self) {
         self.measure_round();
         let mut remaining = self.remaining();
         let mut setup = self.transition.saturating_add(self.peer_setup);
@@ -197,20 +197,7 @@ impl Source {
             "round done"
         );
         self.report.round_list.push(round);
-        let bounds = self.plan.options.bounds();
-        let initial_done = self.initial_is_done();
-        let rounds = self.round.number;
-        match rounds::decide(self.prediction, bounds, initial_done, rounds) {
-            Decision::Switchover => self.enter(Phase::Record),
-            Decision::Continue => self.next_round(),
-            Decision::OutOfRounds if !initial_done => {
-                let initial = self.devices.iter().map(|device| device.precopy.remaining().initial);
-                let left = initial.fold(0, u64::saturating_add);
-                self.fail(Error::InitialData { rounds, left });
-            }
-            Decision::OutOfRounds => {
-                self.fail(Error::NotConverging { rounds, expected, limit: bounds.limit });
-            }
-        }
+        self.convergence.round(expected);
+        self.reconsider();
     }
 }

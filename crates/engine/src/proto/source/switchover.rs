@@ -144,6 +144,7 @@ impl Source {
         self.report.device_bytes = self.devices.iter().map(|device| device.sent).sum();
         for (report, device) in self.report.devices.iter_mut().zip(&self.devices) {
             report.device_bytes = device.sent;
+            report.final_bytes = device.sent_at_last;
         }
         self.cause = None;
         self.outcome = None;

@@ -3,7 +3,10 @@
 use super::work::{Work, listen};
 use super::{Way, has_v1};
 
-const TRIALS: usize = 5;
+/// Migrations of each kind: one, for a look, unless `WHIMBREL_TRIALS` has a number. Each takes some ten seconds.
+fn trials() -> usize {
+    std::env::var("WHIMBREL_TRIALS").map_or(1, |trials| trials.parse().expect("WHIMBREL_TRIALS is a number"))
+}
 
 const BY_V2: [&str; 4] =
     ["serial?ports=2", "accel?state=1MiB", "accel?state=64MiB", "accel?state=64MiB&rate=16MiB"];
@@ -23,7 +26,7 @@ fn a_guest_stops_for_a_while() {
                 let work = Work::new(way, &[model]);
                 let work = if idle { work.idle() } else { work };
                 let mut downtimes = Vec::new();
-                for _ in 0..TRIALS {
+                for _ in 0..trials() {
                     let Some((mut source, mut destination)) = work.pair() else { return };
                     let uri = listen(&mut destination);
                     source.execute("migrate", &uri);
@@ -32,7 +35,7 @@ fn a_guest_stops_for_a_while() {
                 }
                 downtimes.sort_unstable();
                 let state = if idle { "idle" } else { "at work" };
-                println!("{way:?} {model} {state}: {} ms, of {downtimes:?}", downtimes[TRIALS / 2]);
+                println!("{way:?} {model} {state}: {} ms, of {downtimes:?}", downtimes[downtimes.len() / 2]);
             }
         }
     }

@@ -1,0 +1,180 @@
+//! The page of a report: one file without anything from outside, in the colours of its reader's choice, and with each plot's
+//! figures as text.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::Ended;
+use super::plots::{self, NotDrawn};
+use super::samples::Samples;
+use crate::output;
+
+const STYLE: &str = "\
+:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #ffffff; --grid: #d8d8d8; --first: #0b62a8; --second: #a83a00 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181b; --grid: #3b3f45; --first: #74b9f5; --second: #ffab70 } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
+  margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+svg { width: 100%; height: auto; overflow: visible }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { text-align: right; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--grid); white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; font-variant-numeric: tabular-nums }
+dt { opacity: .8 } dd { margin: 0 }
+.failed { border-left: 4px solid var(--second); padding-left: .8rem }
+:focus-visible { outline: 3px solid var(--first); outline-offset: 2px }
+.line { border-bottom: 3px solid var(--first) } .dashed { border-bottom: 3px dashed var(--second) }";
+
+/// Returns the page.
+pub(super) fn page(ended: Ended<'_>, samples: &Samples) -> Result<String, NotDrawn> {
+    let names = output::names(ended.report.devices.iter().map(|device| device.name.as_str()));
+    let title = match ended.error {
+        None => format!("Migration of {names} to {}", ended.to),
+        Some(_) => format!("Failed migration of {names} to {}", ended.to),
+    };
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                main {
+                    h1 { (title) }
+                    (outcome(ended))
+                    (timeline(ended)?)
+                    (plot("Downtime", html! {
+                        span.line { "expected downtime" } ", and " span.dashed { "its limit" }
+                    }, &plots::downtime(samples)?))
+                    (plot("Data left", html! { span.line { "bytes that the phase has yet to send" } }, &plots::left(samples)?))
+                    (plot("Rates", html! {
+                        span.line { "throughput" } ", and " span.dashed { "data that became dirty in the last round" }
+                    }, &plots::rates(samples)?))
+                    (rounds(ended))
+                    (devices(ended))
+                    (transitions(ended))
+                }
+            }
+        }
+    };
+    Ok(page.into_string())
+}
+
+fn plot(title: &str, legend: Markup, svg: &str) -> Markup {
+    html! {
+        section {
+            h2 { (title) }
+            figure style="margin: 0" {
+                figcaption { (legend) }
+                div.scroll { (PreEscaped(svg)) }
+            }
+        }
+    }
+}
+
+/// The outcome, in figures.
+fn outcome(ended: Ended<'_>) -> Markup {
+    let report = ended.report;
+    let ms = output::milliseconds;
+    html! {
+        @if let Some(error) = ended.error {
+            p.failed { strong { "It failed: " } (error) }
+            @if let Some(advice) = error.advice() { p { (advice) } }
+        }
+        dl {
+            @if ended.error.is_none() {
+                dt { "Downtime" } dd { (ms(report.downtime_ms)) ", " (ms(report.predicted_downtime_ms)) " expected" }
+                dt { "loading at the destination" } dd { (ms(report.loading_ms)) }
+                dt { "inspection by the owner" } dd { (ms(report.inspection_ms)) }
+                dt { "start at the destination" } dd { (ms(report.start_ms)) }
+            }
+            dt { "Downtime limit" } dd { (ms(report.downtime_limit_ms)) }
+            dt { "Total time" } dd { (ms(report.total_ms)) }
+            dt { "Pre-copy rounds" } dd { (report.rounds) }
+            dt { "Memory" } dd { (output::bytes(report.memory_bytes)) ", " (output::bytes(report.zero_bytes)) " of zeros" }
+            dt { "Device state" } dd { (output::bytes(report.device_bytes)) }
+            dt { "After the stop" } dd { (output::bytes(report.final_bytes)) }
+            dt { "On the link" } dd { (output::bytes(report.wire_bytes)) }
+            dt { "Throughput" } dd { (output::rate(report.throughput_bytes_per_s)) }
+            dt { "Migration" } dd { (report.migration) }
+        }
+        @if !report.warnings.is_empty() {
+            h2 { "Warnings" }
+            ul { @for warning in &report.warnings { li { (warning) } } }
+        }
+    }
+}
+
+fn timeline(ended: Ended<'_>) -> Result<Markup, NotDrawn> {
+    let Some(svg) = plots::timeline(ended)? else { return Ok(html! {}) };
+    let legend = html! { "The devices' states at the source around the stop; filled while a device runs. The table of transitions has all of them." };
+    Ok(plot("Switchover", legend, &svg))
+}
+
+fn rounds(ended: Ended<'_>) -> Markup {
+    html! {
+        section {
+            h2 { "Rounds" }
+            div.scroll tabindex="0" role="region" aria-label="Rounds" {
+                table {
+                    thead { tr {
+                        th scope="col" { "Round" } th scope="col" { "Device state" } th scope="col" { "Memory" }
+                        th scope="col" { "Took" } th scope="col" { "State left" } th scope="col" { "Memory left" }
+                        th scope="col" { "Expected downtime" }
+                    } }
+                    tbody { @for round in &ended.report.round_list { tr {
+                        td { (round.number) } td { (output::bytes(round.device_bytes)) }
+                        td { (output::bytes(round.memory_bytes)) } td { (output::milliseconds(round.ms)) }
+                        td { (output::bytes(round.device_left)) } td { (output::bytes(round.memory_left)) }
+                        td { (round.expected_downtime_ms.map_or_else(|| "unknown".into(), output::milliseconds)) }
+                    } } }
+                }
+            }
+        }
+    }
+}
+
+fn devices(ended: Ended<'_>) -> Markup {
+    html! {
+        section {
+            h2 { "Devices" }
+            div.scroll tabindex="0" role="region" aria-label="Devices" {
+                table {
+                    thead { tr {
+                        th scope="col" { "Device" } th scope="col" { "Number" } th scope="col" { "State" }
+                        th scope="col" { "After the stop" }
+                    } }
+                    tbody { @for (number, device) in (1..).zip(&ended.report.devices) { tr {
+                        td { (device.name) } td { (number) } td { (output::bytes(device.device_bytes)) }
+                        td { (output::bytes(device.final_bytes)) }
+                    } } }
+                }
+            }
+        }
+    }
+}
+
+fn transitions(ended: Ended<'_>) -> Markup {
+    let name = |device: usize| ended.report.devices.get(device).map_or("", |device| device.name.as_str());
+    html! {
+        section {
+            h2 { "Transitions" }
+            div.scroll tabindex="0" role="region" aria-label="Transitions" {
+                table {
+                    thead { tr {
+                        th scope="col" { "Device" } th scope="col" { "State" } th scope="col" { "Reached after" }
+                        th scope="col" { "Took" }
+                    } }
+                    tbody { @for transition in &ended.report.transitions { tr {
+                        td { (name(transition.device)) } td { (transition.to) }
+                        td { (output::milliseconds(transition.at_ms)) } td { (output::milliseconds(transition.ms)) }
+                    } } }
+                }
+            }
+        }
+    }
+}

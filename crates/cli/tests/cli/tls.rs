@@ -1,0 +1,159 @@
+//! Migrations over TLS: `send` and `receive` with certificates that are right, wrong, and missing; and the demo.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
+};
+use tempfile::TempDir;
+
+use crate::support::{Receiver, Run, argument, keys, whimbrel};
+
+/// An authority, with a folder for the files.
+struct Authority {
+    folder: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+impl Authority {
+    fn new(folder: &Path, name: &str) -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let file = folder.join(format!("{name}.pem"));
+        fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
+        Authority { folder: folder.to_path_buf(), issuer: Issuer::new(params, key), file }
+    }
+
+    /// Returns the options of a side that shows a certificate for a name, which ends in a year.
+    fn options(&self, name: &str, until: i32) -> Vec<String> {
+        let mut params = CertificateParams::new(vec![name.to_string()]).unwrap();
+        params.not_after = date_time_ymd(until, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let stem = self.folder.join(format!("{name}-{until}-{}", fastrand::u64(..)));
+        let files = [stem.with_extension("crt"), stem.with_extension("key")];
+        fs::write(&files[0], params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
+        fs::write(&files[1], key.serialize_pem()).unwrap();
+        let [certificate, key, authority] = [&files[0], &files[1], &self.file].map(|file| argument(file));
+        ["--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &authority].map(str::to_string).to_vec()
+    }
+}
+
+fn receiver(options: &[String], more: &[&str]) -> Receiver {
+    let mut arguments = vec!["model:serial", "--listen", "127.0.0.1:0"];
+    arguments.extend(options.iter().map(String::as_str));
+    arguments.extend(more);
+    Receiver::start(&arguments)
+}
+
+fn send(address: &str, options: &[String], more: &[&str]) -> Run {
+    let mut arguments = vec!["send", "model:serial", "--downtime-limit=60000", "--to", address];
+    arguments.extend(options.iter().map(String::as_str));
+    arguments.extend(more);
+    whimbrel(arguments)
+}
+
+#[test]
+fn a_device_moves_over_tls_to_the_host_that_was_asked_for() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let receiver = receiver(&authority.options("127.0.0.1", 3000), &["--tls-peer", "source", "--json"]);
+    let sent = send(&receiver.address, &authority.options("source", 3000), &["--json"]).succeeded().json();
+    assert!(keys(&sent).contains(&"downtime_ms"));
+    receiver.finish().succeeded();
+}
+
+#[test]
+fn a_source_that_is_refused_says_why_and_its_device_was_not_touched() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let other = Authority::new(folder.path(), "other");
+    let mut by_another = other.options("source", 3000);
+    by_another[5] = argument(&authority.file);
+    let receiver = receiver(&authority.options("127.0.0.1", 3000), &["--tls-peer", "source"]);
+    let table = [
+        (authority.options("source", 2020), "it has expired"),
+        (authority.options("elsewhere", 3000), "the peer's own log says why"),
+        (by_another, "no authority that the peer trusts has signed it"),
+    ];
+    for (options, reason) in table {
+        send(&receiver.address, &options, &[]).failed().says(&[
+            "the peer refuses the certificate of this side",
+            reason,
+            "openssl x509",
+        ]);
+    }
+    send(&receiver.address, &[], &[]).failed().says(&["speaks TLS"]);
+    send(&receiver.address, &authority.options("source", 3000), &[]).succeeded();
+    receiver.finish().succeeded().says(&[
+        "it has expired",
+        "it is for elsewhere, not for source",
+        "no authority that this side trusts has signed it",
+    ]);
+}
+
+#[test]
+fn a_source_refuses_a_destination_that_is_not_the_host_it_asked_for() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let receiver = receiver(&authority.options("elsewhere", 3000), &[]);
+    let source = authority.options("source", 3000);
+    send(&receiver.address, &source, &[]).failed().says(&["it is for elsewhere, not for 127.0.0.1"]);
+    send(&receiver.address, &source, &["--tls-peer", "elsewhere"]).succeeded();
+    receiver.finish().succeeded();
+}
+
+#[test]
+fn a_source_with_tls_finds_a_destination_without() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let receiver = receiver(&[], &[]);
+    send(&receiver.address, &authority.options("source", 3000), &[])
+        .failed()
+        .says(&["cannot connect to 127.0.0.1", "give the options of TLS on both sides"]);
+    send(&receiver.address, &[], &[]).succeeded();
+    receiver.finish().succeeded();
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named_before_anything_begins() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let mut options = authority.options("source", 3000);
+    options[3] = argument(&folder.path().join("missing"));
+    let command = ["receive", "model:serial", "--listen", "127.0.0.1:0"];
+    whimbrel(command.into_iter().chain(options.iter().map(String::as_str))).failed().says(&[
+        "cannot read",
+        "missing",
+        "ENOENT",
+        "check the path",
+    ]);
+}
+
+#[test]
+fn a_network_is_used_without_tls_only_when_that_is_said() {
+    let receiver = Receiver::start(&["model:serial", "--listen", "0.0.0.0:0", "--insecure"]);
+    let port = receiver.address.rsplit_once(':').unwrap().1;
+    send(&format!("127.0.0.1:{port}"), &[], &[]).succeeded();
+    receiver.finish().succeeded();
+}
+
+#[test]
+fn a_demo_over_tls_is_verified() {
+    let run = whimbrel([
+        "demo",
+        "--tls",
+        "--in-process",
+        "--device=model:accel?state=1MiB",
+        "--memory=32MiB",
+        "--dirty-rate=8MiB",
+        "--downtime-limit=30000",
+        "--json",
+    ]);
+    let told = run.succeeded().json();
+    assert_eq!((&told["verified"], &told["tls"]), (&true.into(), &true.into()));
+}

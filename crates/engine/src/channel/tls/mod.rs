@@ -1,0 +1,159 @@
+//! TLS 1.3 between the two sides of a migration, each of which shows a certificate and checks that of the other.
+//!
+//! The rules of TLS are rustls's. Here are the files that a side is given ([`Tls`]), the stream that goes through them
+//! ([`TlsStream`]) and the reasons for a refusal ([`TlsError`]).
+
+mod error;
+mod files;
+mod named_client;
+mod stream;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ServerConnection};
+
+use super::{Address, Stream, Until};
+pub use error::TlsError;
+use files::{Files, Loaded};
+pub use stream::TlsStream;
+
+/// The means of a side to prove who it is, and to check who the other is: its certificate with the key, and the authorities whose certificates it
+/// accepts, all in PEM files.
+///
+/// The files are read again when they change, for the next connection. If they cannot be used then, those read before
+/// stay in use, with a warning.
+///
+/// Both sides have to show a certificate. It has to be signed by an authority of the other side, be valid at this time, be
+/// on no revocation list that the other side has, and name the peer that the other side asked for: a source asks for the
+/// host that it connects to, unless [`Tls::peer`] gives another name. A destination asks for no name, unless
+/// [`Tls::peer`] gives one.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use whimbrel_engine::channel::{Tls, Until, connect};
+///
+/// let tls = Tls::new("host.pem", "host.key", "authorities.pem");
+/// let address = "other-host:4000".parse()?;
+/// let until = Until::timeout(Duration::from_secs(10));
+/// let channel = tls.connect(connect(&address, until)?, &address, until)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Tls {
+    files: Files,
+    peer: Option<ServerName<'static>>,
+    loaded: Arc<Mutex<Option<Arc<Loaded>>>>,
+}
+
+impl Tls {
+    /// Names the files of this side's certificate, followed by those of its issuers up to an authority, of its key, and of
+    /// the authorities.
+    pub fn new(
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+        authorities: impl Into<PathBuf>,
+    ) -> Tls {
+        let files = Files {
+            certificate: certificate.into(),
+            key: key.into(),
+            authorities: authorities.into(),
+            revocations: None,
+        };
+        Tls { files, peer: None, loaded: Arc::default() }
+    }
+
+    /// Names the file of the revocation lists. With it, a peer is refused unless a list of its issuer, which has not
+    /// expired, does not have its certificate.
+    #[must_use]
+    pub fn revocations(mut self, file: impl Into<PathBuf>) -> Tls {
+        self.files.revocations = Some(file.into());
+        self.loaded = Arc::default();
+        self
+    }
+
+    /// Sets the name, a DNS name or an IP address, that the peer's certificate has to carry.
+    pub fn peer(mut self, name: &str) -> Result<Tls, TlsError> {
+        self.peer = Some(name_of(name)?);
+        self.loaded = Arc::default();
+        Ok(self)
+    }
+
+    /// Reads the files, so that an error in them is found before anything has begun.
+    pub fn check(&self) -> Result<(), TlsError> {
+        self.load().map(|_| ())
+    }
+
+    /// Makes a connection to `address` one of TLS, as its client: a source.
+    ///
+    /// A destination that refuses this side's certificate says so only afterwards, and a read fails then.
+    pub fn connect(
+        &self,
+        stream: Stream,
+        address: &Address,
+        until: Until<'_>,
+    ) -> Result<TlsStream, TlsError> {
+        let name = match (&self.peer, address) {
+            (Some(name), _) => name.clone(),
+            (None, Address::Tcp(text)) => name_of(host_of(text))?,
+            (None, Address::Unix(_)) => return Err(TlsError::Unnamed(address.clone())),
+        };
+        let connection = ClientConnection::new(self.load()?.client.clone(), name)
+            .map_err(|error| TlsError::of_connection(&error))?;
+        let stream = TlsStream::new(Arc::new(stream), connection.into());
+        stream.handshake(until)?;
+        Ok(stream)
+    }
+
+    /// Makes a connection that was accepted one of TLS, as its server: a destination.
+    pub fn accept(&self, stream: Stream, until: Until<'_>) -> Result<TlsStream, TlsError> {
+        let stream = self.begin(Arc::new(stream))?;
+        stream.handshake(until)?;
+        Ok(stream)
+    }
+
+    /// Begins as a server. Reading goes on with the handshake.
+    pub(super) fn begin(&self, stream: Arc<Stream>) -> Result<TlsStream, TlsError> {
+        let connection = ServerConnection::new(self.load()?.server.clone())
+            .map_err(|error| TlsError::of_connection(&error))?;
+        Ok(TlsStream::new(stream, connection.into()))
+    }
+
+    /// Returns what the files say now.
+    fn load(&self) -> Result<Arc<Loaded>, TlsError> {
+        let mut loaded = self.loaded.lock();
+        let stamp = self.files.stamp();
+        if let Some(earlier) = &*loaded
+            && earlier.stamp == stamp
+        {
+            return Ok(earlier.clone());
+        }
+        match (self.files.load(stamp.clone(), self.peer.as_ref()), &*loaded) {
+            (Ok(new), _) => {
+                let new = Arc::new(new);
+                *loaded = Some(new.clone());
+                Ok(new)
+            }
+            (Err(error), Some(earlier)) => {
+                tracing::warn!(%error, "the files of TLS have changed and cannot be used: those before stay in use");
+                // Said once for each change.
+                let stamped = Arc::new(Loaded { stamp, ..Loaded::clone(earlier) });
+                *loaded = Some(stamped.clone());
+                Ok(stamped)
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
+/// The host of a TCP address, without brackets and port.
+fn host_of(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+fn name_of(text: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(text.to_string()).map_err(|_| TlsError::Name(text.to_string()))
+}

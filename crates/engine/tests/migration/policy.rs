@@ -1,0 +1,174 @@
+//! What a source does about rounds that get no better, and about a migration that takes long: its machine by hand, with
+//! memory that becomes dirty as fast as a test says.
+
+use std::time::Duration;
+
+use whimbrel_engine::Blame;
+use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Sent};
+use whimbrel_engine::proto::source::OnTimeout;
+
+use crate::machines::{MIB, answer, source_of, yields};
+use crate::support::engine::{Error, Outcome, SourceOptions};
+
+/// Bytes in a second.
+const LINK: u64 = 100 * MIB;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// How a migration went up to its stop, or its end.
+#[derive(Debug, Default)]
+struct Played {
+    /// The downtime limit after each round, in milliseconds.
+    limits: Vec<u64>,
+    /// What kept it up after each round.
+    blames: Vec<Option<Blame>>,
+    /// The steps in which the owner was slowed down.
+    slowing: Vec<u32>,
+    /// The longest stop that is allowed, if the devices stop.
+    stops: Option<Duration>,
+    error: Option<Error>,
+    warnings: Vec<String>,
+    took: Duration,
+}
+
+/// Migrates 1000 MiB of memory, of which `dirty` bytes are written in a round, given its number and the step of the slowing.
+fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> Played {
+    let mut source = source_of(1000 * MIB, options.timeout(1000 * SECOND));
+    let (mut played, mut left, mut round, mut slowed) = (Played::default(), 1000 * MIB, 0, 0);
+    while let Some(command) = source.poll() {
+        let Command::Start { id, operation, .. } = command else { continue };
+        let done = match operation {
+            Operation::Pause => {
+                played.stops = Some(source.stop_budget());
+                break;
+            }
+            Operation::SendMemory => {
+                played.took += Duration::from_secs_f64(left as f64 / LINK as f64);
+                Done::Sent(Sent { bytes: left, wire: left, ..Sent::default() })
+            }
+            Operation::CollectMemoryLogs { .. } => {
+                round += 1;
+                left = dirty(round, slowed);
+                Done::Bytes(left)
+            }
+            Operation::Slow(0) => {
+                played.slowing.push(0);
+                Done::Slowed(true)
+            }
+            Operation::Slow(step) => {
+                played.slowing.push(step);
+                slowed = step.min(takes);
+                Done::Slowed(step <= takes)
+            }
+            _ => yields(&operation),
+        };
+        let is_round = matches!(operation, Operation::CollectMemoryLogs { .. });
+        source.input(Event::Done { id, result: Ok(done) }, played.took);
+        if is_round {
+            let progress = source.progress(0, played.took);
+            played.limits.push(u64::try_from(progress.downtime_limit.unwrap().as_millis()).unwrap());
+            played.blames.push(progress.blame);
+        }
+        if let Operation::Send(control) = &operation
+            && let Some(answer) = answer(control)
+        {
+            source.input(Event::Received(answer), played.took);
+        }
+        if round > 100 {
+            break;
+        }
+    }
+    if let Some(Err(error)) = source.result() {
+        assert!(matches!(error.outcome, Outcome::RunsOn), "{error}");
+        played.error = Some(error.cause);
+        played.warnings = error.warnings;
+    }
+    played
+}
+
+fn options() -> SourceOptions {
+    SourceOptions::default().downtime_limit(SECOND / 2)
+}
+
+/// As much as the link carries in a second.
+fn endless(_: u32, _: u32) -> u64 {
+    LINK
+}
+
+#[test]
+fn the_limit_is_raised_for_rounds_that_get_no_better_and_no_further_than_needed() {
+    let played = play(options().downtime_max(SECOND * 5 / 2), 0, |round, _| match round {
+        1 => 9 * LINK / 10,
+        _ => 12 * LINK / 10,
+    });
+    assert_eq!(played.limits, [500, 500, 1500], "after the second round the owner is asked first");
+    assert_eq!(played.stops, Some(3 * SECOND), "twice the limit by then");
+    assert_eq!(played.blames[..2], [None, Some(Blame::Memory)]);
+}
+
+#[test]
+fn the_limit_is_not_raised_while_the_rounds_get_better() {
+    let better = |round: u32, _| 100 * LINK / u64::from(round + 10);
+    let played = play(options().downtime_max(100 * SECOND), 0, better);
+    let raised = played.limits.iter().position(|limit| *limit > 500);
+    assert_eq!(raised, Some(16), "from the sixteenth on the rounds gain less than 4 %: {played:?}");
+}
+
+#[test]
+fn a_downtime_within_the_maximum_is_taken_when_the_time_is_over() {
+    let better = |round: u32, _| 2 * LINK / u64::from(round + 1);
+    let options = options().downtime_max(SECOND).max_rounds(2);
+    assert!(play(options, 0, better).stops.is_some(), "0.67 s are expected after the second round");
+    assert!(play(options.downtime_max(SECOND / 2), 0, better).error.is_some());
+}
+
+#[test]
+fn without_a_maximum_the_limit_stays_and_the_rounds_end() {
+    let played = play(options().max_rounds(7), 0, endless);
+    assert_eq!(played.limits, [500; 7]);
+    let error = played.error.unwrap();
+    assert!(matches!(error, Error::NotConverging { rounds: 7, .. }), "{error}");
+    assert!(error.to_string().contains("most is left of memory (104857600 bytes)"), "{error}");
+}
+
+#[test]
+fn an_owner_is_slowed_down_in_steps_before_the_limit_is_raised_and_is_let_go_after_a_failure() {
+    let halved = |_, slowing| (LINK * 10) >> slowing;
+    let played = play(options().max_rounds(9), 2, halved);
+    assert_eq!(played.slowing, [1, 2, 3, 0], "{played:?}");
+    let played = play(options().downtime_max(30 * SECOND), 2, halved);
+    assert_eq!(played.slowing, [1, 2, 3], "the third is not taken, and the devices stop");
+    assert_eq!(played.stops, Some(SECOND * 63 / 4), "twice the limit of the first step: {played:?}");
+}
+
+#[test]
+fn a_slower_owner_is_enough() {
+    let played = play(options().downtime_max(30 * SECOND), 9, |_, slowing| LINK >> slowing);
+    assert_eq!((played.slowing, played.limits.last()), (vec![1], Some(&500)));
+    assert!(played.stops.is_some());
+}
+
+#[test]
+fn the_total_timeout_cancels_in_the_middle_of_a_round() {
+    let played = play(options().total_timeout(25 * SECOND / 2), 0, endless);
+    // The round under way when the time is over ends with the event after it.
+    assert_eq!(played.limits.len(), 3, "{played:?}");
+    let error = played.error.unwrap();
+    assert!(matches!(error, Error::OutOfTime { .. }), "{error}");
+    assert!(error.to_string().starts_with("not done within 12.5 s: the predicted downtime is 1"), "{error}");
+}
+
+#[test]
+fn a_migration_that_may_switch_stops_with_time_enough() {
+    for options in [options().max_rounds(3), options().total_timeout(12 * SECOND)] {
+        let played = play(options.on_timeout(OnTimeout::Switch), 0, endless);
+        assert_eq!(played.limits.len(), 3, "{played:?}");
+        assert_eq!(played.stops, Some(1000 * SECOND), "as long as for any answer");
+    }
+}
+
+#[test]
+fn a_migration_that_ignores_the_time_goes_on() {
+    let options = options().max_rounds(3).total_timeout(12 * SECOND).on_timeout(OnTimeout::Ignore);
+    let played = play(options, 0, |round, _| if round < 50 { LINK } else { 0 });
+    assert_eq!((played.limits.len(), played.stops), (50, Some(SECOND)));
+}
