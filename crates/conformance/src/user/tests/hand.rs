@@ -9,7 +9,7 @@ use crate::user::{Exit, Record, Request, Socket, UserCase, cases};
 use State::{Resuming, Running, StopCopy};
 
 /// A record by hand, of one device.
-pub(super) struct Hand(Record, Socket, State);
+pub(super) struct Hand(pub(super) Record, pub(super) Socket, pub(super) State);
 
 impl Hand {
     pub(super) fn new() -> Hand {
