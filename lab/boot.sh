@@ -235,16 +235,23 @@ hand_back() {
 	done
 }
 
+# use_built_qemu TARGET
+use_built_qemu() {
+	is_ready "$1" || fail 3 "QEMU for devices from outside is not built; run: lab/run build $1"
+	set_qemu_command "$cache/$1"
+}
+
 require_kernel() {
 	require_tools run
 	is_ready "$kernel" || fail 3 "the $kernel kernel is not built; run: lab/run build $kernel"
 	qemu_command=(qemu-system-x86_64) cpu=max
-	if [ ${#outside[@]} != 0 ] && [ "$chosen_qemu" = guest ]; then
-		is_ready guest || fail 3 "QEMU for devices from outside is not built; run: lab/run build guest"
-		set_qemu_command "$cache/guest"
-	elif [ ${#outside[@]} != 0 ]; then
+	if [ ${#outside[@]} != 0 ]; then
+		case $chosen_qemu in
+		guest) use_built_qemu guest ;;
+		10) use_built_qemu qemu-10 ;;
 		# In a PC of QEMU 7.2 a processor with all that TCG knows makes most boots end in a panic.
-		cpu=qemu64,-cx16
+		system) cpu=qemu64,-cx16 ;;
+		esac
 	fi
 	make_work_folder
 }

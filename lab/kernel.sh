@@ -1,9 +1,9 @@
 # What is built of Debian's packages and kept in the cache: three kernels, the headers of 6.12, newer ones, and
-# QEMU for guests of vfio-user (qemu.sh).
+# QEMUs for guests with devices from outside (qemu.sh).
 # shellcheck shell=bash disable=SC2154,SC2034
 
-# What `all` is. The newest kernel is built only by its name: few need it, and it takes minutes. newer-headers is
-# no word of the command line: it belongs to headers.
+# What `all` is. The newest kernel and QEMU 10 are built only by their names: few need them, and the kernel takes
+# minutes. newer-headers is no word of the command line: it belongs to headers.
 targets=(debian iommufd headers newer-headers tree guest)
 
 # Modules of Debian's kernel that go into the guest, in the order in which they load. mtty, which
@@ -33,7 +33,7 @@ recipe() {
 	newest) echo 1 && grep -h CONFIG_ "$lab/iommufd.config" "$lab/newest.config" ;;
 	headers | newer-headers) echo 1 "${kernel_headers[@]}" ;;
 	tree) echo 1 "$cache" ;; # the path is part of it
-	guest) echo 1 ;;
+	guest | qemu-10) echo 1 ;;
 	esac
 }
 
@@ -90,7 +90,11 @@ build_missing() {
 			choose_newest_kernel ||
 				fail 125 "the source of a kernel of $newer_suite cannot be had of this machine's mirror of Debian" ;;
 		guest)
-			choose_qemu || fail 125 "QEMU of $newer_suite cannot be had of this machine's mirror of Debian" ;;
+			choose_qemu "$newer_suite" "$newer_release" ||
+				fail 125 "QEMU of $newer_suite cannot be had of this machine's mirror of Debian" ;;
+		qemu-10)
+			choose_qemu "$older_suite" "$older_release" ||
+				fail 125 "QEMU of $older_suite cannot be had of this machine's mirror of Debian" ;;
 		*) choose_release ;;
 		esac
 		say "building $target of $version"

@@ -31,6 +31,8 @@ choose_release() {
 # Where Debian keeps its newest kernels, their headers and the newest QEMU, and what those packages are built
 # for. The system need not know of either.
 newer_release=trixie newer_suite=trixie-backports
+# And where it keeps QEMU 10.
+older_release=bookworm older_suite=bookworm-backports
 private_apt=
 
 # make_private_apt FOLDER SUITE..: an apt of its own that knows these suites alone, by FOLDER/apt.conf. Its state
@@ -81,15 +83,16 @@ enter_newer_suite() {
 	private_apt=$folder/apt.conf
 }
 
-# Sets `version` to that of the newest QEMU, `qemu_packages` to it and all it needs, each as NAME=VERSION, and
-# `qemu_apt` to an apt that has them. Fails when they cannot be had.
+# choose_qemu SUITE RELEASE: sets `version` to that of the newest QEMU of this suite, which is for this release,
+# `qemu_packages` to it and all it needs, each as NAME=VERSION, and `qemu_apt` to an apt that has them. Fails when they
+# cannot be had.
 choose_qemu() {
-	local folder=$cache/unfinished/apt-qemu
-	make_private_apt "$folder" "$newer_suite" "$newer_release" || return 1
+	local folder=$cache/unfinished/apt-qemu-$2
+	make_private_apt "$folder" "$@" || return 1
 	qemu_apt=$folder/apt.conf
 	# An installation that is not done says what would be installed: "Inst NAME (VERSION ARCHIVE [amd64])".
 	mapfile -t qemu_packages < <(APT_CONFIG=$qemu_apt apt-get install --simulate --no-install-recommends \
-		--target-release "$newer_suite" qemu-system-x86 2>> "$folder/log" |
+		--target-release "$1" qemu-system-x86 2>> "$folder/log" |
 		sed -nE 's/^Inst ([^ ]+) \(([^ ]+) .*/\1=\2/p')
 	version=$(printf '%s\n' "${qemu_packages[@]}" | sed -n 's/^qemu-system-x86=//p')
 	[ -n "$version" ] || {

@@ -1,6 +1,6 @@
-# The QEMU whose guests have devices from outside: the newest that Debian has, for the system's may be too old. It is not
-# installed but unpacked, and run by the loader and the libraries of its own Debian. So its processes share sockets and
-# memory with the servers on the host.
+# The QEMUs whose guests have devices from outside: the newest that Debian has, for the system's may be too old, and
+# QEMU 10. They are not installed but unpacked, and run by the loader and the libraries of their own Debian. So their
+# processes share sockets and memory with the servers on the host.
 # shellcheck shell=bash disable=SC2154,SC2034
 
 # set_qemu_command FOLDER: sets `qemu_command` to what runs the QEMU that is built there. It is given no modules, and
@@ -10,8 +10,16 @@ set_qemu_command() {
 		"$1/qemu-system-x86_64" -L "$1/firmware")
 }
 
-build_guest() {
-	local new=$1 tree=$1/tree package missing=() program library
+build_guest() { build_qemu "$1" vfio-user-pci; }
+
+build_qemu-10() {
+	[[ $version == 1:10.* ]] || fail 125 "$older_suite has QEMU $version, and no longer 10"
+	build_qemu "$1" vfio-pci
+}
+
+# build_qemu FOLDER DEVICE: places the QEMU that was chosen, which must have this device.
+build_qemu() {
+	local new=$1 device=$2 tree=$1/tree package missing=() program library
 	for package in "${qemu_packages[@]}"; do
 		[ -n "$(downloaded "${package%%=*}" "${package#*=}")" ] || missing+=("$package")
 	done
@@ -25,8 +33,10 @@ build_guest() {
 	done
 	# Of all these packages, what one program needs.
 	program=$tree/usr/bin/qemu-system-x86_64
-	cp -L "$tree/usr/lib64/ld-linux-x86-64.so.2" "$new/loader"
-	"$new/loader" --inhibit-cache --library-path "$tree/usr/lib/x86_64-linux-gnu" --list "$program" > "$new/log" 2>&1 || {
+	# Debian 12 has some of them outside usr/.
+	cp "$(find "$tree"/{usr/,}lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 -type f 2> /dev/null)" "$new/loader"
+	"$new/loader" --inhibit-cache --library-path "$tree/usr/lib/x86_64-linux-gnu:$tree/lib/x86_64-linux-gnu" \
+		--list "$program" > "$new/log" 2>&1 || {
 		tail -n 5 "$new/log" >&2
 		fail 125 "QEMU $version lacks libraries"
 	}
@@ -44,9 +54,9 @@ build_guest() {
 	cp "$tree"/usr/share/seabios/bios*.bin "$tree"/usr/share/qemu/{pvh,kvmvapic,linuxboot_dma}.bin "$new/firmware/"
 	rm -rf "$tree"
 	set_qemu_command "$new"
-	"${qemu_command[@]}" -device vfio-user-pci,help > "$new/log" 2>&1 || {
+	"${qemu_command[@]}" -device "$device,help" > "$new/log" 2>&1 || {
 		tail -n 5 "$new/log" >&2
-		fail 125 "QEMU $version has no device vfio-user-pci"
+		fail 125 "QEMU $version has no device $device"
 	}
 	rm "$new/log"
 }
