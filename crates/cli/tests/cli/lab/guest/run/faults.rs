@@ -34,7 +34,7 @@ fn fails(work: &Work, source: &str, destination: &str) {
 fn a_guest_works_on_where_it_was_if_a_device_fails_before_the_switchover() {
     let faults =
         [("", "write after 4KiB: ENOSPC"), ("read after 4KiB: EIO", ""), ("arc *->PRE_COPY: EIO", "")];
-    for way in [Way::Group, Way::Iommufd] {
+    for way in Way::BY_V2 {
         for (source, destination) in faults {
             fails(&Work::new(way, &["accel?state=16MiB"]), source, destination);
         }

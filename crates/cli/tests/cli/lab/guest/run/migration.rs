@@ -23,6 +23,14 @@ fn a_guest_goes_on_with_its_engine_in_another_qemu_of_today() {
 }
 
 #[test]
+#[ignore = "long"]
+fn a_guest_goes_on_with_its_engine_in_another_qemu_10() {
+    for way in [Way::Group10, Way::Iommufd10] {
+        moves(&Work::new(way, &["accel?state=1MiB"]));
+    }
+}
+
+#[test]
 fn a_guest_goes_on_with_its_engine_in_another_qemu_of_2022() {
     if has_v1() {
         moves(&Work::new(Way::System, &["legacy?state=4KiB"]));
@@ -33,7 +41,7 @@ fn a_guest_goes_on_with_its_engine_in_another_qemu_of_2022() {
 #[ignore = "long"]
 fn several_devices_migrate_with_their_guest() {
     let models = &["accel?state=16MiB&rate=1MiB", "serial?ports=2", "accel?state=1MiB"];
-    for way in [Way::Group, Way::Iommufd] {
+    for way in Way::BY_V2 {
         moves(&Work::new(way, models));
     }
     if has_v1() {
@@ -45,7 +53,7 @@ fn several_devices_migrate_with_their_guest() {
 #[test]
 #[ignore = "long"]
 fn devices_migrate_with_a_guest_whose_memory_has_no_descriptor() {
-    for way in [Way::Group, Way::Iommufd] {
+    for way in Way::BY_V2 {
         moves(&Work::new(way, &["accel?state=1MiB"]).options(&["--no-descriptors"]));
     }
     if has_v1() {
@@ -56,25 +64,25 @@ fn devices_migrate_with_a_guest_whose_memory_has_no_descriptor() {
 #[test]
 #[ignore = "long"]
 fn a_guest_that_was_saved_to_a_file_goes_on_from_there() {
-    let models: [(Way, &[&str]); 3] = [
-        (Way::Group, &["accel?state=1MiB", "serial"]),
-        (Way::Iommufd, &["accel?state=1MiB", "serial"]),
-        (Way::System, &["legacy?state=4KiB", "serial?protocol=v1"]),
-    ];
-    for (way, models) in models {
-        if matches!(way, Way::System) && !has_v1() {
+    for way in Way::ALL {
+        if way.is_v1() && !has_v1() {
             continue;
         }
-        let work = Work::new(way, models);
+        let work = if way.is_v1() {
+            Work::new(way, &["legacy?state=4KiB", "serial?protocol=v1"])
+        } else {
+            Work::new(way, &["accel?state=1MiB", "serial"])
+        };
         let Some(mut saved) = work.start(&[], &[]) else { return };
         saved.wait_for("working");
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state");
         let file = file.display();
         // QEMU 7.2 knows no files.
-        let (to, from) = match way {
-            Way::System => (format!("exec:cat > {file}"), format!("exec:cat {file}")),
-            _ => (format!("file:{file}"), format!("file:{file}")),
+        let (to, from) = if way.is_v1() {
+            (format!("exec:cat > {file}"), format!("exec:cat {file}"))
+        } else {
+            (format!("file:{file}"), format!("file:{file}"))
         };
         saved.execute("migrate", &json!({ "uri": to }));
         let told = ended(&mut saved);
@@ -90,12 +98,13 @@ fn a_guest_that_was_saved_to_a_file_goes_on_from_there() {
 #[ignore = "long"]
 fn a_guest_whose_migration_is_cancelled_works_on_and_migrates_later() {
     for way in Way::ALL {
-        if matches!(way, Way::System) && !has_v1() {
+        if way.is_v1() && !has_v1() {
             continue;
         }
-        let work = match way {
-            Way::System => Work::new(way, &["legacy?state=64KiB"]),
-            _ => Work::new(way, &["accel?state=16MiB", "serial"]),
+        let work = if way.is_v1() {
+            Work::new(way, &["legacy?state=64KiB"])
+        } else {
+            Work::new(way, &["accel?state=16MiB", "serial"])
         };
         let Some((mut source, mut destination)) = work.pair() else { return };
         let uri = listen(&mut destination);
@@ -118,7 +127,7 @@ fn a_guest_whose_migration_is_cancelled_works_on_and_migrates_later() {
 #[test]
 #[ignore = "long"]
 fn a_guest_that_is_reset_in_pre_copy_boots_again_where_it_was() {
-    for way in [Way::Group, Way::Iommufd] {
+    for way in Way::BY_V2 {
         let work = Work::new(way, &["accel?state=64MiB"]);
         let Some((mut source, mut destination)) = work.pair() else { return };
         source.execute("set-action", &json!({ "reboot": "reset" }));
@@ -137,7 +146,7 @@ fn a_guest_that_is_reset_in_pre_copy_boots_again_where_it_was() {
 #[test]
 #[ignore = "long"]
 fn a_guest_that_is_reset_in_pre_copy_migrates_if_its_device_keeps_that() {
-    for way in [Way::Group, Way::Iommufd] {
+    for way in Way::BY_V2 {
         let work = Work::new(way, &["accel?state=64MiB"]).run(&["--reset-rule", "keeps-precopy"]);
         let Some((mut source, mut destination)) = work.pair() else { return };
         for machine in [&mut source, &mut destination] {
@@ -155,16 +164,15 @@ fn a_guest_that_is_reset_in_pre_copy_migrates_if_its_device_keeps_that() {
 #[test]
 #[ignore = "long"]
 fn a_device_that_migrates_by_another_protocol_than_its_qemu_blocks_the_migration_of_its_guest() {
-    let by_v2 = "migration is not supported in kernel";
-    let cases = [
-        (Way::Group, "legacy?state=4KiB", by_v2),
-        (Way::Iommufd, "legacy?state=4KiB", by_v2),
-        (Way::System, "accel?state=1MiB", "VFIO device doesn't support migration"),
-    ];
-    for (way, model, why) in cases {
-        if matches!(way, Way::System) && !has_v1() {
+    for way in Way::ALL {
+        if way.is_v1() && !has_v1() {
             continue;
         }
+        let (model, why) = if way.is_v1() {
+            ("accel?state=1MiB", "VFIO device doesn't support migration")
+        } else {
+            ("legacy?state=4KiB", "migration is not supported in kernel")
+        };
         let work = Work::new(way, &[model]);
         let Some(mut machine) = work.start(&[], &[]) else { return };
         machine.wait_for("working");

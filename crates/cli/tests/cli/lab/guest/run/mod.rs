@@ -15,25 +15,40 @@ use crate::run::can_run;
 /// Which QEMU a guest has, and how that opens devices.
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    /// The lab's QEMU, by groups and a container.
+    /// The lab's newest QEMU, by groups and a container.
     Group,
-    /// The lab's QEMU, by the devices' own files and an iommufd.
+    /// The same by the devices' own files and an iommufd.
     Iommufd,
+    /// The lab's QEMU 10, by groups and a container.
+    Group10,
+    /// The same by the devices' own files and an iommufd.
+    Iommufd10,
     /// The system's QEMU, by groups: 7.2 on Debian 12, the last that migrates by v1.
     System,
 }
 
 impl Way {
-    const ALL: [Way; 3] = [Way::Group, Way::Iommufd, Way::System];
+    const ALL: [Way; 5] = [Way::Group, Way::Iommufd, Way::Group10, Way::Iommufd10, Way::System];
+    /// Those by which devices migrate by v2.
+    const BY_V2: [Way; 4] = [Way::Group, Way::Iommufd, Way::Group10, Way::Iommufd10];
+
+    fn is_v1(self) -> bool {
+        matches!(self, Way::System)
+    }
 
     /// A guest without devices; `None` where there can be none.
     fn guest(self) -> Option<Guest> {
         let options: &[&str] = match self {
             Way::Group => &[],
             Way::Iommufd => &["--iommufd"],
+            Way::Group10 => &["--qemu", "10"],
+            Way::Iommufd10 => &["--qemu", "10", "--iommufd"],
             Way::System => &["--qemu", "system"],
         };
         if !can_run("guests of QEMU under run") {
+            return None;
+        }
+        if matches!(self, Way::Group10 | Way::Iommufd10) && !is_ready("qemu-10") {
             return None;
         }
         Some(Guest::new()?.with(&["--memory", "256"]).with(options))

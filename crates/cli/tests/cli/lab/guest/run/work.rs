@@ -19,6 +19,21 @@ const JOBS: u32 = 300;
 /// IOMMU all are, each time, so that it would never end.
 const BY_V1: &str = ",x-enable-migration=on,x-pre-copy-dirty-page-tracking=off";
 
+/// `rounds_of DEVICE` gives an engine jobs in rounds, until one goes wrong, or the engine counts other jobs than those of the
+/// rounds before.
+const ROUNDS: &str = r#"
+rounds_of() {
+    total=
+    while told=$(./jobs uio "$1" intx JOBS); do
+        before=${told% jobs before}
+        before=${before##* }
+        [ "$before" = "${total:-$before}" ] || return 0
+        total=$((before + JOBS))
+        echo "round $1"
+    done
+}
+"#;
+
 /// The work of a guest, whose devices are these models.
 pub(super) struct Work {
     pub(super) way: Way,
@@ -52,7 +67,7 @@ impl Work {
     pub(super) fn start(&self, options: &[&str], run: &[&str]) -> Option<Running> {
         let mut guest = self.way.guest()?.with_jobs().with(&self.options).with(options);
         guest = guest.with_run(&self.run).with_run(run);
-        let properties = if matches!(self.way, Way::System) { BY_V1 } else { "" };
+        let properties = if self.way.is_v1() { BY_V1 } else { "" };
         for model in &self.models {
             guest = guest.give(model, properties);
         }
@@ -69,19 +84,23 @@ impl Work {
 
     /// The script works with each device in rounds, until one of them goes wrong.
     fn lines(&self) -> String {
-        let mut lines = format!("{ECHO} {UIO} echo booted\n");
+        let rounds = ROUNDS.replace("JOBS", &JOBS.to_string());
+        let mut lines = format!("{ECHO} {UIO} {rounds} echo booted\n");
         for (number, model) in self.models.iter().enumerate() {
             let device = address(number);
-            let round = if model.starts_with("serial") {
-                format!("(set -e; echo_all {device} 2048)")
+            let rounds = if self.idle {
+                format!("while sleep 1; do echo round {device}; done")
+            } else if model.starts_with("serial") {
+                format!("while (set -e; echo_all {device} 2048); do echo round {device}; done")
             } else {
-                let _ = writeln!(lines, "uio {device}");
-                format!("./jobs uio {device} intx {JOBS}")
+                format!("rounds_of {device}")
             };
-            let round = if self.idle { "sleep 1".into() } else { round };
+            if !model.starts_with("serial") {
+                let _ = writeln!(lines, "uio {device}");
+            }
             // Each engine has a page of its own.
             let _ = writeln!(lines, "echo {} > /proc/sys/vm/nr_hugepages", self.models.len());
-            let _ = writeln!(lines, "(while {round}; do echo round {device}; done; kill $$) &");
+            let _ = writeln!(lines, "({rounds}; kill $$) &");
         }
         lines.push_str("sleep 1; echo working; wait; exit 9");
         lines
