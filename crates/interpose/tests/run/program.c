@@ -343,6 +343,42 @@ static void reopens(void)
 	}
 }
 
+/* A number that was used much is that of whatever file has it now, in whichever process. */
+static void reuses(void)
+{
+	int group, container, device = open_device(&group, &container), file = memfd_create("vfio-device", MFD_CLOEXEC);
+	uint64_t config = region_offset(device, VFIO_PCI_CONFIG_REGION_INDEX);
+	struct vfio_irq_info irq = { .argsz = sizeof irq };
+	int other = dup(device);
+	uint32_t id;
+	pid_t child;
+
+	CHECK(file >= 0 && other >= 0);
+	for (int turn = 0; turn < 50; turn++) {
+		check_config(device);
+		CHECK(dup2(file, device) == device);
+		CHECK(pread(device, &id, sizeof id, config) == 0);
+		FAILS(ioctl(device, VFIO_DEVICE_GET_IRQ_INFO, &irq), ENOTTY);
+		CHECK(dup2(container, device) == device);
+		CHECK(ioctl(device, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
+		CHECK(pread(device, &id, sizeof id, config) <= 0);
+		close(device);
+		FAILS(pread(device, &id, sizeof id, config), EBADF);
+		FAILS(ioctl(device, VFIO_DEVICE_GET_IRQ_INFO, &irq), EBADF);
+		CHECK(dup2(other, device) == device);
+	}
+	child = fork();
+	CHECK(child >= 0);
+	if (child == 0) {
+		check_config(device);
+		close(device);
+		FAILS(pread(device, &id, sizeof id, config), EBADF);
+		exit(0);
+	}
+	wait_for(child);
+	check_config(device);
+}
+
 static void *read_config(void *device)
 {
 	for (int turn = 0; turn < 100; turn++)
@@ -825,7 +861,7 @@ int main(int count, char **arguments)
 		void (*act)(void);
 	} acts[] = { { "group", group },       { "cdev", cdev },	     { "memory", memory },
 		     { "faults", faults },     { "dups", dups },	     { "early_dups", early_dups },
-		     { "reopens", reopens },
+		     { "reopens", reopens },   { "reuses", reuses },
 		     { "threads", threads },   { "forks", forks },	     { "passes", passes },
 		     { "signals", signals },   { "others", others },	     { "migrates", migrates },
 		     { "waits", waits },       { "interrupts", interrupts }, { "kvm", kvm },

@@ -34,6 +34,7 @@ acts! {
     a_descriptor_of_a_path_takes_no_requests: "paths" on "serial";
     a_duplicate_is_the_same_open_file: "dups" on "serial";
     what_is_closed_can_be_opened_at_once: "reopens" on "serial";
+    a_number_is_that_of_the_file_which_has_it_now: "reuses" on "serial";
     threads_make_requests_at_a_time: "threads" on "serial";
     a_device_is_used_in_a_chroot: "jail" on "serial";
     a_program_that_cannot_be_looked_into_is_served: "undumpable" on "serial";
