@@ -159,7 +159,7 @@ const WRONG: [(&[&str], &str, &str); 90] = [
     (&["receive", "model:serial", "--listen", "a:1", "--timeout", "soon"], "'--timeout <SECONDS>'", "--help"),
     (&["send", "model:serial", "--to", "unix:a", "--bandwidth", "1"], "expected at least 64KiB", "--help"),
     (
-        &["send", "model:serial", "--to", "unix:a", "--on-timeout", "wait"],
+        &["send", "model:serial", "--to", "unix:a", "--on-timeout", "never"],
         "possible values: cancel, switch, ignore",
         "--help",
     ),

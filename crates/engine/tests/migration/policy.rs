@@ -109,8 +109,11 @@ fn the_limit_is_raised_for_rounds_that_get_no_better_and_no_further_than_needed(
 fn the_limit_is_not_raised_while_the_rounds_get_better() {
     let better = |round: u32, _| 100 * LINK / u64::from(round + 10);
     let played = play(options().downtime_max(100 * SECOND), 0, better);
-    let raised = played.limits.iter().position(|limit| *limit > 500);
-    assert_eq!(raised, Some(16), "from the sixteenth on the rounds gain less than 4 %: {played:?}");
+    assert_eq!(
+        played.limits, [500; 16],
+        "the sixteenth round gains less than 4 %, and the raised limit is met at once"
+    );
+    assert_eq!(played.stops, Some(SECOND * 203 / 4));
 }
 
 #[test]

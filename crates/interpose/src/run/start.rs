@@ -91,8 +91,11 @@ pub(super) fn start<T: Send>(
             (Ok(mut child), Err(error)) => {
                 let _ = child.kill();
                 match child.wait().ok().and_then(|status| status.signal()) {
-                    // Another signal came before: the error is that of a process that is gone.
-                    Some(signal) if signal != libc::SIGKILL => Err(RunError::Killed(signal)),
+                    // Another signal came before: the error is that of a process that is gone. With SIGABRT std ends one that
+                    // cannot tell its own error any more.
+                    Some(signal) if ![libc::SIGKILL, libc::SIGABRT].contains(&signal) => {
+                        Err(RunError::Killed(signal))
+                    }
                     _ => Err(error),
                 }
             }

@@ -85,9 +85,6 @@ impl Session {
 
     /// Reads some bytes of TLS, and answers what has to be answered. 0 at the end of the stream.
     fn take_in(&mut self, socket: &Stream) -> io::Result<usize> {
-        if self.has_failed {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
         let count = self.connection.read_tls(&mut Bytes(socket))?;
         let processed = self.connection.process_new_packets();
         self.has_failed = processed.is_err();
@@ -131,6 +128,9 @@ fn handshake_error(error: io::Error) -> TlsError {
 impl Channel for TlsStream {
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut session = self.session.lock();
+        if session.has_failed {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         for _ in 0..WITHOUT_DATA {
             match session.connection.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
