@@ -107,11 +107,11 @@ fn the_limit_is_raised_for_rounds_that_get_no_better_and_no_further_than_needed(
 
 #[test]
 fn the_limit_is_not_raised_while_the_rounds_get_better() {
-    let better = |round: u32, _| 100 * LINK / u64::from(round + 10);
+    let better = |round: u32, _| 200 * LINK / u64::from(2 * round + 21);
     let played = play(options().downtime_max(100 * SECOND), 0, better);
     assert_eq!(
-        played.limits, [500; 16],
-        "the sixteenth round gains less than 4 %, and the raised limit is met at once"
+        played.limits, [500; 15],
+        "the fifteenth round gains less than 4 %, and the raised limit is met at once"
     );
     assert_eq!(played.stops, Some(SECOND * 203 / 4));
 }
