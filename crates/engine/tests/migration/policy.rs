@@ -38,7 +38,8 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
         let Command::Start { id, operation, .. } = command else { continue };
         let done = match operation {
             Operation::Pause => {
-                played.stops = Some(source.stop_budget());
+                played.stops = source.deadline().and_then(|deadline| deadline.checked_sub(played.took));
+                assert_eq!(played.stops, Some(source.stop_budget()), "the owner has all of it to pause");
                 break;
             }
             Operation::SendMemory => {

@@ -37,7 +37,7 @@ impl Source {
     pub(super) fn pause(&mut self) {
         self.stopped_at = Some(self.now);
         self.expect_rest();
-        self.deadline = Some(self.now + self.plan.options.stop_budget());
+        self.deadline = Some(self.now + self.stop_budget);
         self.report.predicted_downtime_ms =
             milliseconds(self.prediction.map(Prediction::total).unwrap_or_default());
         self.round = super::round::Round::numbered(self.round.number, self.now);
