@@ -156,11 +156,7 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
 }
 
 fn failed(error: Error, targets: &[Target], journal: Option<&Path>) -> Failure {
-    let tls = || match &error {
-        Error::Tls(error) => tls::advice(error).map(str::to_string),
-        _ => None,
-    };
-    let hint = journal::remedy(journal).or_else(tls).or_else(|| remedy::after(&error, targets));
+    let hint = journal::remedy(journal).or_else(|| remedy::after(&error, targets));
     Failure::from(error).hint_if(hint)
 }
 

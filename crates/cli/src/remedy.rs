@@ -6,6 +6,7 @@ use whimbrel_engine::Error;
 use whimbrel_user::{Errno, State};
 
 use crate::target::{Closing, Target};
+use crate::tls;
 
 /// Returns the commands that resume the devices of TARGETs where they stopped, with the condition for that.
 pub(crate) fn resume(targets: &[Target]) -> String {
@@ -84,6 +85,9 @@ fn after_hang(error: &Error, targets: &[Target], then: fn(&Target) -> String) ->
 
 /// Returns the command after this error, if a command helps.
 pub(crate) fn after(error: &Error, targets: &[Target]) -> Option<String> {
+    if let Error::Tls(error) = error {
+        return tls::advice(error).map(str::to_string);
+    }
     let hung = match error {
         Error::NotBack { back, .. } => after_hang(back, targets, and_resume),
         Error::NotReset { reset, .. } => after_hang(reset, targets, |target| {

@@ -249,7 +249,6 @@ fn failed(error: SendError, targets: &[Target], address: &Address, journal: Opti
         (_, Error::Budget { .. }) => {
             Some("the link became too slow; a higher --downtime-limit MS allows more time".to_string())
         }
-        (_, Error::Tls(error)) => tls::advice(error).map(str::to_string).or(settles),
         (_, cause) => remedy::after(cause, targets).or(settles),
     };
     Failure::from(error).hint_if(hint)

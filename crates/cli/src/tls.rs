@@ -37,7 +37,7 @@ pub(crate) struct Protection {
 }
 
 impl Protection {
-    /// Returns TLS as the options say, or that there is none. An address that other hosts can reach needs TLS or
+    /// Returns the TLS of the options; `None` without them. An address that other hosts can reach needs TLS or
     /// `--insecure`.
     pub(crate) fn tls(&self, address: &Address) -> Result<Option<Tls>, Failure> {
         let (Some(certificate), Some(key), Some(authorities)) = (&self.tls_cert, &self.tls_key, &self.tls_ca)

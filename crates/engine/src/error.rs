@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use whimbrel_protocol::handover::{Entry, Unexpected};
-use whimbrel_user::{Errno, State};
+use whimbrel_user::State;
 
-use crate::channel::{ChannelError, TlsError};
+use crate::channel::{ChannelError, TlsError, named};
 use crate::guest::GuestError;
 use crate::proto::operation::Operation;
 use crate::set::RamError;
@@ -340,18 +340,13 @@ pub enum Error {
 }
 
 /// A predicted downtime.
-fn predicted(expected: Option<Duration>) -> String {
+pub(crate) fn predicted(expected: Option<Duration>) -> String {
     expected.map_or_else(|| "unknown".to_string(), |expected| format!("{} ms", expected.as_millis()))
 }
 
 /// The memory or device that has most left to send, as the end of a clause.
-fn most_of(blame: Option<&str>) -> String {
+pub(crate) fn most_of(blame: Option<&str>) -> String {
     blame.map_or_else(String::new, |blame| format!(", most is left of {blame}"))
-}
-
-/// An error of the system, with its errno by name.
-fn named(error: &io::Error) -> String {
-    Errno::from_io_error(error).map_or_else(|| error.to_string(), |errno| errno.to_string())
 }
 
 impl Error {

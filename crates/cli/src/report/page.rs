@@ -116,63 +116,71 @@ fn timeline(ended: Ended<'_>) -> Result<Markup, NotDrawn> {
 }
 
 fn rounds(ended: Ended<'_>) -> Markup {
-    html! {
-        section {
-            h2 { "Rounds" }
-            div.scroll tabindex="0" role="region" aria-label="Rounds" {
-                table {
-                    thead { tr {
-                        th scope="col" { "Round" } th scope="col" { "Device state" } th scope="col" { "Memory" }
-                        th scope="col" { "Took" } th scope="col" { "State left" } th scope="col" { "Memory left" }
-                        th scope="col" { "Expected downtime" }
-                    } }
-                    tbody { @for round in &ended.report.round_list { tr {
-                        td { (round.number) } td { (output::bytes(round.device_bytes)) }
-                        td { (output::bytes(round.memory_bytes)) } td { (output::milliseconds(round.ms)) }
-                        td { (output::bytes(round.device_left)) } td { (output::bytes(round.memory_left)) }
-                        td { (round.expected_downtime_ms.map_or_else(|| "unknown".into(), output::milliseconds)) }
-                    } } }
-                }
-            }
-        }
-    }
+    let headings =
+        ["Round", "Device state", "Memory", "Took", "State left", "Memory left", "Expected downtime"];
+    table(
+        "Rounds",
+        headings,
+        ended.report.round_list.iter().map(|round| {
+            [
+                round.number.to_string(),
+                output::bytes(round.device_bytes),
+                output::bytes(round.memory_bytes),
+                output::milliseconds(round.ms),
+                output::bytes(round.device_left),
+                output::bytes(round.memory_left),
+                round.expected_downtime_ms.map_or_else(|| "unknown".into(), output::milliseconds),
+            ]
+        }),
+    )
 }
 
 fn devices(ended: Ended<'_>) -> Markup {
-    html! {
-        section {
-            h2 { "Devices" }
-            div.scroll tabindex="0" role="region" aria-label="Devices" {
-                table {
-                    thead { tr {
-                        th scope="col" { "Device" } th scope="col" { "Number" } th scope="col" { "State" }
-                        th scope="col" { "After the stop" }
-                    } }
-                    tbody { @for (number, device) in (1..).zip(&ended.report.devices) { tr {
-                        td { (device.name) } td { (number) } td { (output::bytes(device.device_bytes)) }
-                        td { (output::bytes(device.final_bytes)) }
-                    } } }
-                }
-            }
-        }
-    }
+    let headings = ["Device", "Number", "State", "After the stop"];
+    table(
+        "Devices",
+        headings,
+        (1..).zip(&ended.report.devices).map(|(number, device)| {
+            [
+                device.name.clone(),
+                number.to_string(),
+                output::bytes(device.device_bytes),
+                output::bytes(device.final_bytes),
+            ]
+        }),
+    )
 }
 
 fn transitions(ended: Ended<'_>) -> Markup {
     let name = |device: usize| ended.report.devices.get(device).map_or("", |device| device.name.as_str());
+    let headings = ["Device", "State", "Reached after", "Took"];
+    table(
+        "Transitions",
+        headings,
+        ended.report.transitions.iter().map(|transition| {
+            [
+                name(transition.device).to_string(),
+                transition.to.clone(),
+                output::milliseconds(transition.at_ms),
+                output::milliseconds(transition.ms),
+            ]
+        }),
+    )
+}
+
+/// A table that the keyboard can scroll.
+fn table<const N: usize>(
+    title: &str,
+    headings: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> Markup {
     html! {
         section {
-            h2 { "Transitions" }
-            div.scroll tabindex="0" role="region" aria-label="Transitions" {
+            h2 { (title) }
+            div.scroll tabindex="0" role="region" aria-label=(title) {
                 table {
-                    thead { tr {
-                        th scope="col" { "Device" } th scope="col" { "State" } th scope="col" { "Reached after" }
-                        th scope="col" { "Took" }
-                    } }
-                    tbody { @for transition in &ended.report.transitions { tr {
-                        td { (name(transition.device)) } td { (transition.to) }
-                        td { (output::milliseconds(transition.at_ms)) } td { (output::milliseconds(transition.ms)) }
-                    } } }
+                    thead { tr { @for heading in headings { th scope="col" { (heading) } } } }
+                    tbody { @for row in rows { tr { @for cell in row { td { (cell) } } } } }
                 }
             }
         }

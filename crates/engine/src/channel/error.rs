@@ -2,6 +2,8 @@
 
 use std::io;
 
+use whimbrel_user::Errno;
+
 use super::WaitError;
 use crate::proto::problem::StreamError;
 
@@ -51,4 +53,9 @@ impl From<io::Error> for ChannelError {
             _ => ChannelError::Failed(error),
         }
     }
+}
+
+/// An error of the system, with its errno by name.
+pub(crate) fn named(error: &io::Error) -> String {
+    Errno::from_io_error(error).map_or_else(|| error.to_string(), |errno| errno.to_string())
 }

@@ -29,6 +29,7 @@ use std::os::fd::BorrowedFd;
 pub use address::{Address, AddressError};
 pub use connect::{ConnectError, connect, connect_once};
 pub use error::ChannelError;
+pub(crate) use error::named;
 pub use listener::{Accepted, Listener};
 pub use receiver::{MemoryData, Received, Receiver};
 pub use sender::Sender;

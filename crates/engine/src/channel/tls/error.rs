@@ -4,9 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use rustls::{AlertDescription, CertificateError, Error as Rustls};
-use whimbrel_user::Errno;
 
-use crate::channel::{Address, WaitError};
+use crate::channel::{Address, WaitError, named};
 
 /// The reasons why there is no TLS with a peer.
 #[derive(Debug, thiserror::Error)]
@@ -54,11 +53,6 @@ pub enum TlsError {
     /// The connection is broken.
     #[error("the connection failed during the handshake of TLS: {}", named(.0))]
     Failed(io::Error),
-}
-
-/// An error of the system, with its errno by name.
-fn named(error: &io::Error) -> String {
-    Errno::from_io_error(error).map_or_else(|| error.to_string(), |errno| errno.to_string())
 }
 
 impl TlsError {

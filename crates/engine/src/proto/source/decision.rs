@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{OnTimeout, Phase, Source};
-use crate::error::Error;
-use crate::progress::Blame;
+use crate::error::{Error, most_of, predicted};
+use crate::progress::{self, Blame};
 use crate::proto::convergence::Convergence;
 use crate::proto::operation::{Now, Operation, Place};
 use crate::proto::rounds::{self, Bounds, Decision, Prediction};
@@ -125,11 +125,10 @@ impl Source {
             (_, OnTimeout::Switch) if self.initial_is_done() => {
                 let expected = self.prediction.map(Prediction::total);
                 self.stop_budget = self.plan.options.forced_budget(expected);
-                let expected =
-                    expected.map_or("unknown".into(), |expected| format!("{} ms", expected.as_millis()));
                 self.warn(format!(
-                    "the time for pre-copy is over: the devices stop with an expected downtime of {expected}, above the limit \
+                    "the time for pre-copy is over: the devices stop with an expected downtime of {}, above the limit \
                      of {} ms",
+                    predicted(expected),
                     self.downtime_limit().as_millis()
                 ));
                 self.enter(Phase::Record);
@@ -147,9 +146,8 @@ impl Source {
 
     fn go_on(&mut self) {
         if !std::mem::replace(&mut self.is_overtime, true) {
-            let blamed =
-                self.blamed().map_or_else(String::new, |blamed| format!("; most is left of {blamed}"));
-            self.warn(format!("the time for pre-copy is over, and the rounds go on{blamed}"));
+            let most = most_of(self.blamed().as_deref());
+            self.warn(format!("the time for pre-copy is over, and the rounds go on{most}"));
         }
         self.next_round();
     }
@@ -161,19 +159,9 @@ impl Source {
 
     /// Returns the time at which a migration ends that has not come to the stop by then.
     pub(super) fn end_of_precopy(&self) -> Option<Now> {
-        let is_before_the_stop = matches!(
-            self.phase,
-            Phase::Hello
-                | Phase::Table
-                | Phase::Precopy
-                | Phase::RoundQuery
-                | Phase::RoundSend
-                | Phase::RoundEnd
-                | Phase::Ping
-                | Phase::RoundLeft
-                | Phase::RoundMemoryLeft
-                | Phase::Slow
-        );
+        // Once it records, the stop is decided.
+        let is_before_the_stop = self.phase != Phase::Record
+            && matches!(self.shown_phase(), progress::Phase::Greeting | progress::Phase::Round(_));
         let timeout = self
             .plan
             .options
@@ -191,18 +179,25 @@ impl Source {
         }
     }
 
-    /// Returns what has most left to send, if that is what keeps the downtime above the limit.
+    /// Returns the memory or device that has most left to send, while the rounds get no better.
     pub(super) fn blame(&self) -> Option<Blame> {
+        self.most_left().filter(|_| self.convergence.is_stalled()).map(|(_, blame)| blame)
+    }
+
+    /// Returns the memory or device that has most left to send, by name and size.
+    fn blamed(&self) -> Option<String> {
+        let (left, blame) = self.most_left()?;
+        let name = match blame {
+            Blame::Memory => "memory",
+            Blame::Device(number) => &self.devices.get(number)?.name,
+        };
+        Some(format!("{name} ({left} bytes)"))
+    }
+
+    fn most_left(&self) -> Option<(u64, Blame)> {
         let devices =
             self.devices.iter().enumerate().map(|(number, device)| (device.left, Blame::Device(number)));
         let most = devices.chain([(self.memory_left, Blame::Memory)]).max_by_key(|(left, _)| *left);
-        most.filter(|(left, _)| *left > 0 && self.convergence.is_stalled()).map(|(_, blame)| blame)
-    }
-
-    /// Returns the name of what [`Source::blame`] returns, also before a round was no better.
-    fn blamed(&self) -> Option<String> {
-        let devices = self.devices.iter().map(|device| (device.left, device.name.as_str()));
-        let most = devices.chain([(self.memory_left, "memory")]).max_by_key(|(left, _)| *left);
-        most.filter(|(left, _)| *left > 0).map(|(left, name)| format!("{name} ({left} bytes)"))
+        most.filter(|(left, _)| *left > 0)
     }
 }

@@ -62,19 +62,11 @@ impl Device {
 impl Source {
     /// Keeps the result of an operation on a device.
     pub(super) fn note_of_device(&mut self, index: usize, operation: &Operation, done: Done) {
+        let elapsed = self.operation_took(index);
         let Some(device) = self.devices.get_mut(index) else { return };
-        // Its operations are done one after the other: this one began when the last one ended.
-        let elapsed = self.now.saturating_sub(device.last_done.max(self.phase_began));
-        device.last_done = self.now;
         match (operation, done) {
             (Operation::SetState(state), _) => {
-                device.state = Some(*state);
-                self.report.transitions.push(transition(
-                    index,
-                    *state,
-                    self.now.saturating_sub(self.started),
-                    elapsed,
-                ));
+                self.note_transition(index, *state, elapsed);
                 if self.phase == Phase::Precopy {
                     self.transition = self.transition.max(elapsed);
                 }
@@ -101,9 +93,26 @@ impl Source {
             _ => {}
         }
     }
-}
 
-/// Returns a transition for the report.
-pub(super) fn transition(device: usize, to: State, at: Duration, took: Duration) -> Transition {
-    Transition { device, to: to.to_string(), at_ms: milliseconds(at), ms: milliseconds(took) }
+    /// Returns the duration of the operation that has just ended on a device. Its operations are done one after the other:
+    /// this one began when the last one ended.
+    pub(super) fn operation_took(&mut self, index: usize) -> Duration {
+        let Some(device) = self.devices.get_mut(index) else { return Duration::ZERO };
+        let began = device.last_done.max(self.phase_began);
+        device.last_done = self.now;
+        self.now.saturating_sub(began)
+    }
+
+    /// Keeps the state that a device has entered, also for the report.
+    pub(super) fn note_transition(&mut self, index: usize, to: State, took: Duration) {
+        if let Some(device) = self.devices.get_mut(index) {
+            device.state = Some(to);
+        }
+        self.report.transitions.push(Transition {
+            device: index,
+            to: to.to_string(),
+            at_ms: milliseconds(self.now.saturating_sub(self.started)),
+            ms: milliseconds(took),
+        });
+    }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use whimbrel_protocol::handover::{self, Entry, SourceAction, SourcePhase};
 use whimbrel_user::State;
 
-use super::device::transition;
 use super::{Phase, Source, Then};
 use crate::error::Error;
 use crate::outcome::Outcome;
@@ -201,16 +200,11 @@ impl Source {
             }
             return;
         };
+        let elapsed = self.operation_took(index);
         let Some(device) = self.devices.get_mut(index) else { return };
-        let elapsed = self.now.saturating_sub(device.last_done.max(self.phase_began));
-        device.last_done = self.now;
         match (operation, result) {
             (Operation::QueryState, Ok(Done::State(state))) => device.state = Some(state),
-            (Operation::SetState(state), Ok(_)) => {
-                device.state = Some(*state);
-                let at = self.now.saturating_sub(self.started);
-                self.report.transitions.push(transition(index, *state, at, elapsed));
-            }
+            (Operation::SetState(state), Ok(_)) => self.note_transition(index, *state, elapsed),
             (Operation::SetState(_) | Operation::QueryState | Operation::Reset, Err(error)) => {
                 // A state that has not been read is unknown.
                 device.state = None;
