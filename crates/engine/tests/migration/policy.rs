@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use whimbrel_engine::Blame;
+use whimbrel_engine::{Blame, Report};
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Sent};
 use whimbrel_engine::proto::source::OnTimeout;
 
@@ -27,6 +27,7 @@ struct Played {
     stops: Option<Duration>,
     error: Option<Error>,
     warnings: Vec<String>,
+    report: Option<Report>,
     took: Duration,
 }
 
@@ -82,6 +83,7 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
         assert!(matches!(error.outcome, Outcome::RunsOn), "{error}");
         played.error = Some(error.cause);
         played.warnings = error.warnings;
+        played.report = Some(*error.report);
     }
     played
 }
@@ -132,6 +134,9 @@ fn without_a_maximum_the_limit_stays_and_the_rounds_end() {
     let error = played.error.unwrap();
     assert!(matches!(error, Error::NotConverging { rounds: 7, .. }), "{error}");
     assert!(error.to_string().contains("most is left of memory (104857600 bytes)"), "{error}");
+    let report = played.report.unwrap();
+    assert_eq!((report.rounds, report.final_bytes), (7, 0));
+    assert!((report.throughput_bytes_per_s / LINK as f64 - 1.0).abs() < 0.01, "as measured up to the failure");
 }
 
 #[test]

@@ -187,10 +187,8 @@ impl Source {
         if self.phase != Phase::Over {
             return None;
         }
-        let mut report = std::mem::take(&mut self.report);
-        report.downtime_limit_ms = milliseconds(self.downtime_limit());
+        let mut report = self.full_report();
         let since_start = |at: Now| milliseconds(at.saturating_sub(self.started));
-        report.stopped_at_ms = self.stopped_at.map(since_start);
         Some(match (self.cause.take(), self.outcome.take()) {
             (None, None) => Ok(report),
             (cause, outcome) => {

@@ -1,4 +1,4 @@
-//! The progress of a migration at the source, for an observer.
+//! The progress of a migration at the source, for an observer, and its figures at the end.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use crate::progress::{self, Progress};
 use crate::proto::operation::Now;
 use crate::proto::rounds::{MIN_MEASURED, Prediction, ROUND_TRIPS};
 use crate::proto::time_left;
+use crate::report::{Report, milliseconds};
 
 /// The figures that only the estimate of the time left needs. Rates are in bytes per second.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +47,25 @@ impl Source {
             _ => {}
         }
         progress
+    }
+
+    /// Takes the report, with the figures that the machine keeps otherwise.
+    pub(super) fn full_report(&mut self) -> Report {
+        let mut report = std::mem::take(&mut self.report);
+        report.downtime_limit_ms = milliseconds(self.downtime_limit());
+        report.stopped_at_ms =
+            self.stopped_at.map(|stopped| milliseconds(stopped.saturating_sub(self.started)));
+        report.round_trip_ms = milliseconds(self.round_trip.unwrap_or_default());
+        report.throughput_bytes_per_s = self.bandwidth.bytes_per_second().unwrap_or_default();
+        report.device_bytes = self.devices.iter().map(|device| device.sent).sum();
+        for (report, device) in report.devices.iter_mut().zip(&self.devices) {
+            report.device_bytes = device.sent;
+            report.final_bytes = device.sent_at_last;
+        }
+        if self.stopped_at.is_some() {
+            report.final_bytes = self.round.memory.saturating_add(self.round.device);
+        }
+        report
     }
 
     /// Returns the current phase, as an observer sees it.

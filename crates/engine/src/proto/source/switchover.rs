@@ -138,14 +138,6 @@ impl Source {
         self.report.start_ms = milliseconds(Duration::from_micros(running.start_us).min(most));
         self.report.downtime_ms = milliseconds(downtime);
         self.report.total_ms = milliseconds(self.now.saturating_sub(self.started));
-        self.report.round_trip_ms = milliseconds(self.round_trip.unwrap_or_default());
-        self.report.final_bytes = self.round.memory.saturating_add(self.round.device);
-        self.report.throughput_bytes_per_s = self.bandwidth.bytes_per_second().unwrap_or_default();
-        self.report.device_bytes = self.devices.iter().map(|device| device.sent).sum();
-        for (report, device) in self.report.devices.iter_mut().zip(&self.devices) {
-            report.device_bytes = device.sent;
-            report.final_bytes = device.sent_at_last;
-        }
         self.cause = None;
         self.outcome = None;
         self.answered = true;
