@@ -33,6 +33,11 @@ struct Played {
 
 /// Migrates 1000 MiB of memory, of which `dirty` bytes are written in a round, given its number and the step of the slowing.
 fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> Played {
+    play_with(0, options, takes, dirty)
+}
+
+/// The same with a device that has so many bytes of state, which only its stop yields.
+fn play_with(state: u64, options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> Played {
     let mut source = source_of(1000 * MIB, options.timeout(1000 * SECOND));
     let (mut played, mut left, mut round, mut slowed) = (Played::default(), 1000 * MIB, 0, 0);
     while let Some(command) = source.poll() {
@@ -61,6 +66,7 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
                 slowed = step.min(takes);
                 Done::Slowed(step <= takes)
             }
+            Operation::QueryDataSize => Done::Bytes(state),
             _ => yields(&operation),
         };
         let is_round = matches!(operation, Operation::CollectMemoryLogs { .. });
@@ -153,6 +159,13 @@ fn an_owner_is_slowed_down_in_steps_before_the_limit_is_raised_and_is_let_go_aft
 fn a_slower_owner_is_enough() {
     let played = play(options().downtime_max(30 * SECOND), 9, |_, slowing| LINK >> slowing);
     assert_eq!((played.slowing, played.limits.last()), (vec![1], Some(&500)));
+    assert!(played.stops.is_some());
+}
+
+#[test]
+fn an_owner_is_not_slowed_down_for_state_of_a_device_that_is_too_much_without_any_memory() {
+    let played = play_with(10 * LINK, options().downtime_max(30 * SECOND), 9, |_, _| LINK / 10);
+    assert_eq!((&played.slowing[..], &played.limits[..]), (&[][..], &[500, 7875, 15250][..]), "{played:?}");
     assert!(played.stops.is_some());
 }
 

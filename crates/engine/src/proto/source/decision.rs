@@ -35,12 +35,18 @@ impl Source {
         };
         if !goes_on || !self.convergence.is_stalled() {
             self.decide();
-        } else if self.slowing.is_refused || self.plan.table.memory.is_empty() {
+        } else if self.slowing.is_refused || !self.slowing_may_help() {
             self.raise_limit(Convergence::raise);
             self.decide();
         } else {
             self.enter(Phase::Slow);
         }
+    }
+
+    /// Returns whether the devices would stop if no more memory were written. What only their stop yields stays.
+    fn slowing_may_help(&self) -> bool {
+        !self.plan.table.memory.is_empty()
+            && rounds::decide(self.least_prediction, self.bounds(), true, 0) == Decision::Switchover
     }
 
     /// Asks the owner to write less.

@@ -76,6 +76,8 @@ pub struct Source {
     /// Set while the destination's reason is awaited, after a transfer has found the connection closed.
     lost: Option<Error>,
     prediction: Option<Prediction>,
+    /// The prediction if nothing were written any more.
+    least_prediction: Option<Prediction>,
     convergence: Convergence,
     slowing: decision::Slowing,
     /// Set once a warning says that the time of pre-copy is over.
@@ -126,6 +128,7 @@ impl Source {
             peer_setup: Duration::ZERO,
             lost: None,
             prediction: None,
+            least_prediction: None,
             convergence: Convergence::default(),
             slowing: decision::Slowing::default(),
             is_overtime: false,

@@ -115,6 +115,11 @@ impl Source {
         devices.map(|device| device.precopy.remaining().total()).fold(0, u64::saturating_add)
     }
 
+    /// Returns the data that the devices yield only after the stop, in bytes.
+    pub(super) fn stopped_only(&self) -> u64 {
+        self.remaining().device.saturating_sub(self.precopy_left())
+    }
+
     fn time_left(&self, moved: u64, now: Now) -> Option<Duration> {
         let elapsed = now.saturating_sub(self.round.began);
         let throughput = self.bandwidth.bytes_per_second();
@@ -128,7 +133,7 @@ impl Source {
             throughput: throughput.unwrap_or(pace),
             elapsed,
             dirty_rate: self.outlook.dirty_rate,
-            stopped_only: self.remaining().device.saturating_sub(self.precopy_left()),
+            stopped_only: self.stopped_only(),
             setup: self.transition.saturating_add(self.peer_setup),
             round_trips: self.round_trip.unwrap_or_default().saturating_mul(ROUND_TRIPS),
             round: self.round.number,

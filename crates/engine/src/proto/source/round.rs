@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use whimbrel_protocol::estimate::Remaining;
 use whimbrel_user::State;
 
 use super::{Phase, Source};
@@ -176,6 +177,12 @@ impl Source {
         }
         let round_trip = self.round_trip.unwrap_or_default();
         self.prediction = rounds::predict(remaining, self.bandwidth, setup, round_trip);
+        self.least_prediction = rounds::predict(
+            Remaining::new(0, self.stopped_only()),
+            self.bandwidth,
+            self.transition.saturating_add(self.peer_setup),
+            round_trip,
+        );
         let expected = self.prediction.map(rounds::Prediction::total);
         let round = report::Round {
             number: self.round.number,
