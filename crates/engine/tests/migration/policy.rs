@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use whimbrel_engine::{Blame, Report};
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Sent};
 use whimbrel_engine::proto::source::OnTimeout;
+use whimbrel_engine::{Blame, Report};
 
 use crate::machines::{MIB, answer, source_of, yields};
 use crate::support::engine::{Error, Outcome, SourceOptions};
@@ -142,7 +142,10 @@ fn without_a_maximum_the_limit_stays_and_the_rounds_end() {
     assert!(error.to_string().contains("most is left of memory (104857600 bytes)"), "{error}");
     let report = played.report.unwrap();
     assert_eq!((report.rounds, report.final_bytes), (7, 0));
-    assert!((report.throughput_bytes_per_s / LINK as f64 - 1.0).abs() < 0.01, "as measured up to the failure");
+    assert!(
+        (report.throughput_bytes_per_s / LINK as f64 - 1.0).abs() < 0.01,
+        "as measured up to the failure"
+    );
 }
 
 #[test]
@@ -167,6 +170,19 @@ fn an_owner_is_not_slowed_down_for_state_of_a_device_that_is_too_much_without_an
     let played = play_with(10 * LINK, options().downtime_max(30 * SECOND), 9, |_, _| LINK / 10);
     assert_eq!((&played.slowing[..], &played.limits[..]), (&[][..], &[500, 7875, 15250][..]), "{played:?}");
     assert!(played.stops.is_some());
+}
+
+#[test]
+fn a_downtime_within_the_maximum_is_taken_before_the_total_timeout_cancels() {
+    // After the second round, at 11 s, 0.67 s are expected, and so is the next round.
+    let better = |round: u32, _| 2 * LINK / u64::from(round + 1);
+    let options = options().downtime_max(SECOND);
+    let played = play(options.total_timeout(23 * SECOND / 2), 0, better);
+    assert!(played.stops.is_some() && played.limits.len() == 2, "{played:?}");
+    let played = play(options.total_timeout(20 * SECOND), 0, better);
+    assert_eq!(played.limits, [500; 3], "there is time for the limit itself");
+    let played = play(options.downtime_max(SECOND * 3 / 5).total_timeout(23 * SECOND / 2), 0, better);
+    assert!(matches!(played.error, Some(Error::OutOfTime { .. })), "{played:?}");
 }
 
 #[test]

@@ -31,6 +31,7 @@ impl Source {
         let decision = self.decision();
         let goes_on = match decision {
             Decision::Switchover => false,
+            _ if self.is_last_round() => false,
             _ => !self.is_over(decision) || self.plan.options.on_timeout == OnTimeout::Ignore,
         };
         if !goes_on || !self.convergence.is_stalled() {
@@ -111,7 +112,7 @@ impl Source {
     fn decide(&mut self) {
         let mut decision = self.decision();
         let is_over = self.is_over(decision);
-        if is_over && decision != Decision::Switchover {
+        if (is_over || self.is_last_round()) && decision != Decision::Switchover {
             // A downtime that may be is better than none of the work done.
             self.raise_limit(Convergence::raise_to_maximum);
             decision = self.decision();
@@ -161,6 +162,13 @@ impl Source {
     fn is_out_of_time(&self) -> bool {
         let since = self.now.saturating_sub(self.started);
         self.plan.options.total_timeout.is_some_and(|timeout| since >= timeout)
+    }
+
+    /// Returns whether the migration would be cancelled before another round ends: it takes as long as the downtime that is
+    /// predicted, or longer.
+    fn is_last_round(&self) -> bool {
+        let next = self.prediction.map(|prediction| self.now.saturating_add(prediction.total()));
+        next.zip(self.end_of_precopy()).is_some_and(|(next, end)| next > end)
     }
 
     /// Returns the time at which a migration ends that has not come to the stop by then.

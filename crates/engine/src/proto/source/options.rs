@@ -36,7 +36,7 @@ pub struct SourceOptions {
     pub downtime_limit: Duration,
     /// The maximum to which the limit is raised, in four steps, if it is more than the limit: one for each round that
     /// predicts less than 4 % less downtime than the best one before it. The devices then stop at the first round within
-    /// the raised limit. When the time of pre-copy is over, it is raised at once.
+    /// the raised limit. It is raised at once when the time of pre-copy is over, or another round would not end in it.
     pub downtime_max: Option<Duration>,
     /// The number of rounds after which the time of pre-copy is over: see [`SourceOptions::on_timeout`].
     pub max_rounds: u32,
