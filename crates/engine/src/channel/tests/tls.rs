@@ -330,9 +330,12 @@ fn a_revocation_list_has_to_be_current_and_of_the_issuer() {
         (hosts.other_authority.revocations(2901), "no revocation list of this side is from its issuer"),
     ];
     for (list, reason) in lists {
-        let refused =
-            pair(&hosts.source(), &hosts.destination().revocations(list)).1.unwrap_err().to_string();
+        let (source, refused) = pair(&hosts.source(), &hosts.destination().revocations(list));
+        let refused = refused.unwrap_err().to_string();
         assert!(refused.contains(reason), "{refused}");
+        // The alert is the same as for an unknown authority.
+        let told = told(source);
+        assert!(told.contains("the peer has no valid revocation list of it"), "{told}");
     }
 }
 

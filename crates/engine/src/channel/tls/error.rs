@@ -137,7 +137,9 @@ fn refusal(alert: AlertDescription) -> Option<&'static str> {
     Some(match alert {
         AlertDescription::CertificateExpired => "it has expired, or is not valid yet by the peer's clock",
         AlertDescription::CertificateRevoked => "it is revoked",
-        AlertDescription::UnknownCA => "no authority that the peer trusts has signed it",
+        AlertDescription::UnknownCA => {
+            "no authority that the peer trusts has signed it, or the peer has no valid revocation list of it"
+        }
         AlertDescription::CertificateRequired | AlertDescription::NoCertificate => "it was not shown",
         AlertDescription::UnsupportedCertificate => "it is made for another use, or of an unknown kind",
         AlertDescription::BadCertificate | AlertDescription::AccessDenied => {
