@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, SerialNumber, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, SerialNumber, date_time_ymd,
+};
 use tempfile::TempDir;
 
 use super::certificates::{Authority, REVOKED, Shown};
@@ -210,7 +212,7 @@ fn a_second_source_is_told_that_the_listener_is_busy() {
 type Change = fn(&mut CertificateParams);
 
 /// Certificates that are refused: how they are made, and what each side says.
-const REFUSED: [(&str, Change, &str, &str); 5] = [
+const REFUSED: [(&str, Change, &str, &str); 6] = [
     (
         "expired",
         |params| {
@@ -245,6 +247,12 @@ const REFUSED: [(&str, Change, &str, &str); 5] = [
         |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning],
         "it is made for another use",
         "it is made for another use",
+    ),
+    (
+        "of an authority",
+        |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+        "it is that of an authority, not of a host",
+        "the peer's own log says why",
     ),
 ];
 
@@ -463,6 +471,30 @@ fn files_that_cannot_be_used_are_named() {
         assert!(error.contains(reason) && error.contains(&path.display().to_string()), "{error}");
     }
     let Shown { .. } = good;
+}
+
+/// A certificate of version 1 and its key, as openssl makes them without a file of extensions.
+const VERSION_1: [&str; 2] = [
+    "-----BEGIN CERTIFICATE-----\n\
+     MIHbMIGOAhQgec6X5PIWSduCHWpWs9zWuPRo6jAFBgMrZXAwFDESMBAGA1UEAwwJ\n\
+     YXV0aG9yaXR5MB4XDTI2MTEzMDIwMzE1OVoXDTI2MTIwMzIwMzE1OVowDTELMAkG\n\
+     A1UEAwwCdjEwKjAFBgMrZXADIQA8QqOVKU/OFU6H7TzI/7Nc6/4BV6sLDxotp1bg\n\
+     aOfaQTAFBgMrZXADQQAli/MuBFre6dR+WTaFg8Njk+VIs/NS2LuGi6fmkYH4oDDo\n\
+     IHK+gzALptFkzZ7vSN0ELgLxWecoVXavmvoTQAoG\n\
+     -----END CERTIFICATE-----",
+    "-----BEGIN PRIVATE KEY-----\n\
+     MC4CAQAwBQYDK2VwBCIEIHfxd4Nj2L+D21ZoPWMuE15qRO45EVC49NPBBS5Q5ACX\n\
+     -----END PRIVATE KEY-----",
+];
+
+#[test]
+fn a_certificate_of_version_1_is_named_as_that() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("here");
+    fs::write(&shown.certificate, VERSION_1[0]).unwrap();
+    fs::write(&shown.key, VERSION_1[1]).unwrap();
+    let error = hosts.authority.tls(&shown).check().unwrap_err().to_string();
+    assert!(error.contains(": it is of X.509 version 1"), "{error}");
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl From<TlsError> for io::Error {
 }
 
 /// Returns the fault of a certificate.
-fn certificate(error: &CertificateError) -> String {
+pub(super) fn certificate(error: &CertificateError) -> String {
     let text = match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
@@ -121,6 +121,14 @@ fn certificate(error: &CertificateError) -> String {
             return format!("{names}, not for {}", expected.to_str());
         }
         CertificateError::NotValidForName => "it is for another name",
+        // The verifier's own, by their names.
+        CertificateError::Other(other) => match other.to_string().as_str() {
+            "CaUsedAsEndEntity" => "it is that of an authority, not of a host",
+            "UnsupportedCertVersion" => {
+                "it is of X.509 version 1 (`openssl x509 -req` makes version 3 with -extfile)"
+            }
+            other => return other.to_string(),
+        },
         other => return other.to_string(),
     };
     text.to_string()

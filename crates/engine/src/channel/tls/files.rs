@@ -13,7 +13,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use super::error::TlsError;
+use super::error::{TlsError, certificate};
 use super::named_client::NamedClient;
 
 /// The files.
@@ -142,7 +142,7 @@ impl Files {
                 path: self.key.clone(),
                 reason: format!("it is not the key of the certificate in {}", self.certificate.display()),
             },
-            rustls::Error::InvalidCertificate(_) => unusable(&self.certificate, error),
+            rustls::Error::InvalidCertificate(error) => unusable(&self.certificate, certificate(error)),
             _ => unusable(&self.key, error),
         }
     }
