@@ -450,7 +450,11 @@ fn files_that_cannot_be_used_are_named() {
     let good = hosts.authority.certificate("here");
     let other = hosts.authority.certificate("here");
     let missing = good.key.with_extension("missing");
-    let table: [(Tls, &Path, &str); 6] = [
+    let cut = good.key.with_extension("cut");
+    let text = fs::read(&good.certificate).unwrap();
+    fs::write(&cut, &text[..text.len() / 2]).unwrap();
+    let table: [(Tls, &Path, &str); 7] = [
+        (Tls::new(&cut, &good.key, hosts.authority.file()), &cut, "it is not complete"),
         (Tls::new(&missing, &good.key, hosts.authority.file()), &missing, "cannot read"),
         (Tls::new(&good.key, &good.key, hosts.authority.file()), &good.key, "has no certificate in PEM form"),
         (

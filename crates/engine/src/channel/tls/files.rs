@@ -163,6 +163,10 @@ fn objects<T: PemObject>(path: &Path, what: &'static str) -> Result<Vec<T>, TlsE
 fn pem(path: &Path, what: &'static str, error: Pem) -> TlsError {
     match error {
         Pem::NoItemsFound => TlsError::Lacks { path: path.to_path_buf(), what },
+        Pem::MissingSectionEnd { .. } => unusable(path, "it ends within a section of PEM: it is not complete"),
+        Pem::IllegalSectionStart { line } => {
+            unusable(path, format!("malformed line '{}'", String::from_utf8_lossy(&line).escape_debug()))
+        }
         other => unusable(path, other),
     }
 }
