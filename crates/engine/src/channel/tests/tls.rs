@@ -477,6 +477,40 @@ fn files_that_cannot_be_used_are_named() {
     let Shown { .. } = good;
 }
 
+#[test]
+fn a_pipe_is_read_to_its_end_and_not_waited_for_without_end() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("here");
+    // On a thread of its own: a wait without end would be one of this test.
+    let check = |key: &Path| {
+        let tls = Tls::new(&shown.certificate, key, hosts.authority.file());
+        let (told, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || told.send(tls.check()));
+        answer.recv_timeout(Duration::from_mins(1)).expect("it ends")
+    };
+    let named = shown.key.with_extension("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &named, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(matches!(check(&named).unwrap_err(), TlsError::Lacks { .. }), "nobody writes");
+    // As a shell passes the output of a command.
+    let (reader, mut writer) = io::pipe().unwrap();
+    let passed = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+    writer.write_all(&fs::read(&shown.key).unwrap()).unwrap();
+    let error = check(Path::new(&passed)).unwrap_err().to_string();
+    assert!(error.contains("the program that writes this pipe does not end it"), "{error}");
+    writer.write_all(&fs::read(&shown.key).unwrap()).unwrap();
+    drop(writer);
+    check(Path::new(&passed)).unwrap();
+}
+
+#[test]
+fn a_file_without_end_is_too_large() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("here");
+    let zero = Path::new("/dev/zero");
+    let error = Tls::new(zero, &shown.key, hosts.authority.file()).check().unwrap_err().to_string();
+    assert_eq!(error, "cannot read /dev/zero: EFBIG: File too large");
+}
+
 /// A certificate of version 1 and its key, as openssl makes them without a file of extensions.
 const VERSION_1: [&str; 2] = [
     "-----BEGIN CERTIFICATE-----\n\
