@@ -68,7 +68,8 @@ pub(crate) struct Arguments {
     /// it does not exist. Of use for devices that outlive this command, such as served ones
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
-    /// Write a report with plots to this file, as one HTML page, whether the migration succeeds or fails
+    /// Write a report with plots to this file, as one HTML page, whether the migration succeeds or fails. None is written if
+    /// the destination cannot be reached
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     #[command(flatten)]
@@ -117,6 +118,9 @@ Examples:
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = &arguments.to;
     let tls = arguments.protection.tls(address)?;
+    if let Some(file) = &arguments.report {
+        report::check(file)?;
+    }
     let path = arguments.journal.as_deref();
     let journal = path.map(|path| journal::open(path, &address.to_string())).transpose()?;
     let lock = journal.as_ref().map(Journal::lock).transpose()?;

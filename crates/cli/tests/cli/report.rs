@@ -1,13 +1,14 @@
 //! The report of a migration: the page, and the JSON that the schema describes.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Receiver, Run, argument, whimbrel};
+use crate::support::{Receiver, Run, argument, command, whimbrel};
 
 const TARGET: &str = "model:accel?state=2MiB&rate=1MiB";
 
@@ -83,10 +84,37 @@ fn the_page_of_a_failed_migration_says_why() {
 }
 
 #[test]
-fn a_page_that_cannot_be_written_does_not_fail_the_migration() {
-    migrate(&["--downtime-limit=60000", "--report", "/nowhere/report.html"])
-        .succeeded()
-        .says(&["warning: cannot write /nowhere/report.html: ENOENT"]);
+fn a_page_that_could_not_be_written_is_refused_before_the_migration() {
+    let table = [
+        ("/nowhere/report.html", "cannot write /nowhere/report.html: ENOENT"),
+        ("/dev/null", "cannot write /dev/null: it is not a regular file"),
+        ("/", "cannot write /: it is not a regular file"),
+    ];
+    for (path, reason) in table {
+        whimbrel(["send", "model:serial", "--to", "unix:/nowhere/socket", "--report", path])
+            .failed()
+            .says(&[reason]);
+    }
+}
+
+#[test]
+fn a_page_that_cannot_be_written_any_more_changes_nothing_but_a_warning() {
+    let folder = TempDir::new().unwrap();
+    let (inner, socket) = (folder.path().join("inner"), folder.path().join("socket"));
+    fs::create_dir(&inner).unwrap();
+    let to = format!("unix:{}", argument(&socket));
+    let file = argument(&inner.join("report.html"));
+    let mut sending = command(["send", "model:serial", "--to", &to, "--patience=60", "--report", &file]);
+    let sending = sending.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It has looked at the file once it connects.
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (connection, _) = listener.accept().unwrap();
+    fs::remove_dir(&inner).unwrap();
+    drop(connection);
+    let output = sending.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains(&format!("warning: cannot write {file}: ENOENT")), "{told}");
+    assert!(told.contains("error: the destination closed the connection"), "{told}");
 }
 
 #[test]
