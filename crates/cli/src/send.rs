@@ -23,7 +23,7 @@ use crate::remedy;
 use crate::report::{self, Ended, Samples, Watching};
 use crate::signals::Signals;
 use crate::size;
-use crate::target::{Closing, Opened, Target};
+use crate::target::{Closing, Opened, Target, list};
 use crate::tls::{self, Protection};
 
 /// Migrate devices to a host where `whimbrel receive` is waiting
@@ -161,7 +161,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             Ok(report) => (report, None),
             Err(error) => (&*error.report, Some(error)),
         };
-        let written = report::write(file, Ended { report, error, to: &address.to_string() }, &samples.lock());
+        let (devices, to) = (&list(targets), &address.to_string());
+        let written = report::write(file, Ended { report, devices, error, to }, &samples.lock());
         // It is not the migration that has failed.
         if let Err(failure) = written {
             warn(&[failure.message()]);

@@ -23,6 +23,8 @@ pub(crate) use samples::{Samples, Watching};
 #[derive(Clone, Copy)]
 pub(crate) struct Ended<'a> {
     pub(crate) report: &'a Report,
+    /// The devices, as the command line names them.
+    pub(crate) devices: &'a str,
     /// The error of one that failed.
     pub(crate) error: Option<&'a SendError>,
     /// The address of the destination.

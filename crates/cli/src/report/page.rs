@@ -28,10 +28,9 @@ dt { opacity: .8 } dd { margin: 0 }
 
 /// Returns the page.
 pub(super) fn page(ended: Ended<'_>, samples: &Samples) -> Result<String, NotDrawn> {
-    let names = output::names(ended.report.devices.iter().map(|device| device.name.as_str()));
     let title = match ended.error {
-        None => format!("Migration of {names} to {}", ended.to),
-        Some(_) => format!("Failed migration of {names} to {}", ended.to),
+        None => format!("Migration of {} to {}", ended.devices, ended.to),
+        Some(_) => format!("Failed migration of {} to {}", ended.devices, ended.to),
     };
     let page = html! {
         (DOCTYPE)
@@ -46,22 +45,29 @@ pub(super) fn page(ended: Ended<'_>, samples: &Samples) -> Result<String, NotDra
                 main {
                     h1 { (title) }
                     (outcome(ended))
-                    (timeline(ended)?)
-                    (plot("Downtime", html! {
-                        span.line { "expected downtime" } ", and " span.dashed { "its limit" }
-                    }, &plots::downtime(samples)?))
-                    (plot("Data left", html! { span.line { "bytes that the phase has yet to send" } }, &plots::left(samples)?))
-                    (plot("Rates", html! {
-                        span.line { "throughput" } ", and " span.dashed { "data that became dirty in the last round" }
-                    }, &plots::rates(samples)?))
-                    (rounds(ended))
-                    (devices(ended))
-                    (transitions(ended))
+                    @if !ended.report.migration.is_empty() { (course(ended, samples)?) }
                 }
             }
         }
     };
     Ok(page.into_string())
+}
+
+/// The course of a migration that has begun: plots and tables.
+fn course(ended: Ended<'_>, samples: &Samples) -> Result<Markup, NotDrawn> {
+    Ok(html! {
+        (timeline(ended)?)
+        (plot("Downtime", html! {
+            span.line { "expected downtime" } ", and " span.dashed { "its limit" }
+        }, &plots::downtime(samples)?))
+        (plot("Data left", html! { span.line { "bytes that the phase has yet to send" } }, &plots::left(samples)?))
+        (plot("Rates", html! {
+            span.line { "throughput" } ", and " span.dashed { "data that became dirty in the last round" }
+        }, &plots::rates(samples)?))
+        (rounds(ended))
+        (devices(ended))
+        (transitions(ended))
+    })
 }
 
 fn plot(title: &str, legend: Markup, svg: &str) -> Markup {
@@ -76,15 +82,27 @@ fn plot(title: &str, legend: Markup, svg: &str) -> Markup {
     }
 }
 
-/// The outcome, in figures.
+/// The outcome, and its figures if the migration has begun.
 fn outcome(ended: Ended<'_>) -> Markup {
     let report = ended.report;
-    let ms = output::milliseconds;
     html! {
         @if let Some(error) = ended.error {
             p.failed { strong { "It failed: " } (error) }
             @if let Some(advice) = error.advice() { p { (advice) } }
         }
+        @if !report.migration.is_empty() { (figures(ended)) }
+        @let warnings = ended.error.map_or(&report.warnings, |error| &error.warnings);
+        @if !warnings.is_empty() {
+            h2 { "Warnings" }
+            ul { @for warning in warnings { li { (warning) } } }
+        }
+    }
+}
+
+fn figures(ended: Ended<'_>) -> Markup {
+    let report = ended.report;
+    let ms = output::milliseconds;
+    html! {
         dl {
             @if ended.error.is_none() {
                 dt { "Downtime" } dd { (ms(report.downtime_ms)) ", " (ms(report.predicted_downtime_ms)) " expected" }
@@ -101,10 +119,6 @@ fn outcome(ended: Ended<'_>) -> Markup {
             dt { "On the link" } dd { (output::bytes(report.wire_bytes)) }
             dt { "Throughput" } dd { (output::rate(report.throughput_bytes_per_s)) }
             dt { "Migration" } dd { (report.migration) }
-        }
-        @if !report.warnings.is_empty() {
-            h2 { "Warnings" }
-            ul { @for warning in &report.warnings { li { (warning) } } }
         }
     }
 }

@@ -8,14 +8,18 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Receiver, Run, argument, command, whimbrel};
+use crate::support::{Receiver, Run, Served, argument, command, whimbrel};
 
 const TARGET: &str = "model:accel?state=2MiB&rate=1MiB";
 
 /// Migrates two devices with these options more.
 fn migrate(more: &[&str]) -> Run {
-    let receiver = Receiver::start(&[TARGET, "model:serial", "--listen", "127.0.0.1:0"]);
-    let command = ["send", TARGET, "model:serial", "--to", &receiver.address, "--json"];
+    migrate_with(TARGET, more)
+}
+
+fn migrate_with(target: &str, more: &[&str]) -> Run {
+    let receiver = Receiver::start(&[target, "model:serial", "--listen", "127.0.0.1:0"]);
+    let command = ["send", target, "model:serial", "--to", &receiver.address, "--json"];
     let run = whimbrel([&command, more].concat());
     receiver.end();
     run
@@ -81,6 +85,32 @@ fn the_page_of_a_failed_migration_says_why() {
         "{page}"
     );
     assert_eq!(page.matches("<svg").count(), 3, "the devices were not stopped");
+    assert!(!page.contains("<dt>Device state</dt><dd>0 B</dd>"), "state was sent: {page}");
+}
+
+#[test]
+fn the_page_of_a_failed_migration_has_its_warnings() {
+    let folder = TempDir::new().unwrap();
+    let file = argument(&folder.path().join("report.html"));
+    let target = "model:accel?state=2MiB&features=pre-copy";
+    migrate_with(target, &["--downtime-limit=0", "--max-rounds=1", "--report", &file]).failed();
+    let page = fs::read_to_string(file).unwrap();
+    assert!(page.contains("<h2>Warnings</h2>") && page.contains("cannot be quiesced"), "{page}");
+}
+
+#[test]
+fn the_page_of_a_migration_that_did_not_begin_names_the_devices_and_has_no_figures() {
+    let folder = TempDir::new().unwrap();
+    let served = Served::start("serial", &folder.path().join("device"));
+    whimbrel(["state", &served.target, "STOP"]).succeeded();
+    let socket = UnixListener::bind(folder.path().join("socket")).unwrap();
+    let to = format!("unix:{}", argument(&folder.path().join("socket")));
+    let file = argument(&folder.path().join("report.html"));
+    whimbrel(["send", &served.target, "--to", &to, "--report", &file]).failed();
+    drop(socket);
+    let page = fs::read_to_string(file).unwrap();
+    assert!(page.contains(&format!("<h1>Failed migration of {} to {to}</h1>", served.target)), "{page}");
+    assert!(page.contains("this one is in STOP") && !page.contains("<svg"), "{page}");
 }
 
 #[test]
