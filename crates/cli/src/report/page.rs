@@ -15,12 +15,13 @@ const STYLE: &str = "\
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
   margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-svg { width: 100%; height: auto; overflow: visible }
+h1, p, dd, li { overflow-wrap: anywhere }
+svg { width: 100%; min-width: 38rem; height: auto; overflow: visible }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--grid); white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; font-variant-numeric: tabular-nums }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1.2rem; font-variant-numeric: tabular-nums }
 dt { opacity: .8 } dd { margin: 0 }
 .failed { border-left: 4px solid var(--second); padding-left: .8rem }
 :focus-visible { outline: 3px solid var(--first); outline-offset: 2px }
@@ -76,7 +77,7 @@ fn plot(title: &str, legend: Markup, svg: &str) -> Markup {
             h2 { (title) }
             figure style="margin: 0" {
                 figcaption { (legend) }
-                div.scroll { (PreEscaped(svg)) }
+                (scrolled(title, PreEscaped(svg.to_string())))
             }
         }
     }
@@ -182,7 +183,6 @@ fn transitions(ended: Ended<'_>) -> Markup {
     )
 }
 
-/// A table that the keyboard can scroll.
 fn table<const N: usize>(
     title: &str,
     headings: [&str; N],
@@ -191,12 +191,17 @@ fn table<const N: usize>(
     html! {
         section {
             h2 { (title) }
-            div.scroll tabindex="0" role="region" aria-label=(title) {
+            (scrolled(title, html! {
                 table {
                     thead { tr { @for heading in headings { th scope="col" { (heading) } } } }
                     tbody { @for row in rows { tr { @for cell in row { td { (cell) } } } } }
                 }
-            }
+            }))
         }
     }
+}
+
+/// Contents that may be wider than the page, and that the keyboard can scroll.
+fn scrolled(title: &str, contents: Markup) -> Markup {
+    html! { div.scroll tabindex="0" role="region" aria-label=(title) { (contents) } }
 }
