@@ -107,6 +107,8 @@ fn figures(ended: Ended<'_>) -> Markup {
         dl {
             @if ended.error.is_none() {
                 dt { "Downtime" } dd { (ms(report.downtime_ms)) ", " (ms(report.predicted_downtime_ms)) " expected" }
+                @let parts = report.loading_ms + report.inspection_ms + report.start_ms;
+                dt { "stop, transfer and round trips" } dd { (ms((report.downtime_ms - parts).max(0.0))) }
                 dt { "loading at the destination" } dd { (ms(report.loading_ms)) }
                 dt { "inspection by the owner" } dd { (ms(report.inspection_ms)) }
                 dt { "start at the destination" } dd { (ms(report.start_ms)) }
