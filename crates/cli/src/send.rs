@@ -118,6 +118,11 @@ Examples:
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = &arguments.to;
     let tls = arguments.protection.tls(address)?;
+    if arguments.downtime_max.is_some_and(|max| max < arguments.downtime_limit) {
+        let limit = arguments.downtime_limit;
+        return Err(Failure::usage(format!("--downtime-max is less than --downtime-limit ({limit} ms)"))
+            .hint("the limit is raised from the one to the other: omit --downtime-max if it is not to be raised"));
+    }
     if let Some(file) = &arguments.report {
         report::check(file)?;
     }

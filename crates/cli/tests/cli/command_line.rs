@@ -28,7 +28,7 @@ const COMMANDS: [&str; 19] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 90] = [
+const WRONG: [(&[&str], &str, &str); 91] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -177,6 +177,11 @@ const WRONG: [(&[&str], &str, &str); 90] = [
     (&["fsm", "--force", "--walk"], "a value is required for '--walk <TARGET>'", "--help"),
     (&["man", "send", "--dir", "d"], "cannot be used with", "Usage: whimbrel man"),
     (&["demo", "--device", "vfio-user:a"], "is a single device", "give --destination"),
+    (
+        &["send", "model:serial", "--to", "unix:a", "--downtime-max", "299"],
+        "--downtime-max is less than --downtime-limit (300 ms)",
+        "omit --downtime-max",
+    ),
 ];
 
 #[test]
