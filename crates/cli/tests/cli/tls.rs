@@ -87,7 +87,7 @@ fn a_source_that_is_refused_says_why_and_its_device_was_not_touched() {
             "openssl x509",
         ]);
     }
-    send(&receiver.address, &[], &[]).failed().says(&["speaks TLS"]);
+    send(&receiver.address, &[], &[]).failed().says(&["speaks TLS", "give the options of TLS on both sides"]);
     send(&receiver.address, &authority.options("source", 3000), &[]).succeeded();
     receiver.finish().succeeded().says(&[
         "it has expired",
@@ -104,6 +104,19 @@ fn a_source_refuses_a_destination_that_is_not_the_host_it_asked_for() {
     let source = authority.options("source", 3000);
     send(&receiver.address, &source, &[]).failed().says(&["it is for elsewhere, not for 127.0.0.1"]);
     send(&receiver.address, &source, &["--tls-peer", "elsewhere"]).succeeded();
+    receiver.finish().succeeded();
+}
+
+#[test]
+fn an_address_that_no_certificate_can_carry_needs_a_name() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let receiver = receiver(&authority.options("there", 3000), &[]);
+    // Another way to write 127.0.0.1.
+    let address = receiver.address.replace("127.0.0.1", "127.1");
+    let source = authority.options("source", 3000);
+    send(&address, &source, &[]).failed().says(&["'127.1' is neither", "--tls-peer"]);
+    send(&address, &source, &["--tls-peer", "there"]).succeeded();
     receiver.finish().succeeded();
 }
 
