@@ -154,6 +154,29 @@ fn the_last_bytes_are_sent_although_the_peer_reads_late() {
 }
 
 #[test]
+fn the_reason_of_a_peer_that_has_gone_is_read_although_bytes_for_it_are_left() {
+    let hosts = Hosts::new();
+    let (left, right) = UnixStream::pair().unwrap();
+    let unix: Address = "unix:/run/move.sock".parse().unwrap();
+    let (source, destination) = std::thread::scope(|scope| {
+        let accepted = scope.spawn(|| hosts.destination().accept(right.into(), soon()).unwrap());
+        let source = hosts.source().peer("127.0.0.1").unwrap();
+        (source.connect(left.into(), &unix, soon()).unwrap(), accepted.join().unwrap())
+    });
+    let source = Arc::new(source);
+    let data = vec![7; 1 << 20];
+    let mut sender = Sender::new(source.clone());
+    while !sender.is_behind() {
+        sender.send(&Message::Memory { address: 0, data: &data }, Until::now()).unwrap();
+    }
+    let reason = Reason { reason: "the disk is full".into() };
+    Sender::new(Arc::new(destination)).send_now(&Control::Failed(reason).into(), soon()).unwrap();
+    let mut receiver = Receiver::new(source);
+    let told = receiver.next(soon()).unwrap();
+    assert!(matches!(told, Received::Message(Message::Control(Control::Failed(_)))), "{told:?}");
+}
+
+#[test]
 fn a_killed_peer_is_a_closed_connection() {
     let (source, destination) = working_pair();
     drop(source);

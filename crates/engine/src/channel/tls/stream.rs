@@ -88,10 +88,10 @@ impl Session {
         let count = self.connection.read_tls(&mut Bytes(socket))?;
         let processed = self.connection.process_new_packets();
         self.has_failed = processed.is_err();
-        // Also the alert that tells the peer what is wrong.
-        let flushed = would_block(self.flush(socket));
+        // Also the alert that tells the peer what is wrong. The next write finds out that the peer has gone: what it said
+        // before that is read.
+        let _ = self.flush(socket);
         processed.map_err(|error| TlsError::of_connection(&error))?;
-        flushed?;
         Ok(count)
     }
 
