@@ -313,6 +313,18 @@ fn a_destination_with_a_bad_certificate_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_certificate_for_many_names_does_not_fill_the_log() {
+    let hosts = Hosts::new();
+    let names: Vec<String> = (0..500).map(|number| format!("host-{number}")).collect();
+    let many = hosts.authority.made("x", |params| {
+        params.subject_alt_names = CertificateParams::new(names).unwrap().subject_alt_names;
+    });
+    let destination = hosts.destination().peer("source").unwrap();
+    let refused = pair(&hosts.authority.tls(&many), &destination).1.unwrap_err().to_string();
+    assert!(refused.ends_with("host-7 and 492 more, not for source"), "{refused}");
+}
+
+#[test]
 fn certificates_of_no_trusted_authority_are_refused() {
     let hosts = Hosts::new();
     let strangers = [hosts.authority.self_signed("source"), hosts.other_authority.certificate("source")];

@@ -7,6 +7,9 @@ use rustls::{AlertDescription, CertificateError, Error as Rustls};
 
 use crate::channel::{Address, WaitError, named};
 
+/// The maximum number of names of a certificate that are shown.
+const SHOWN_NAMES: usize = 8;
+
 /// The reasons why there is no TLS with a peer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -99,6 +102,7 @@ pub(super) fn certificate(error: &CertificateError) -> String {
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "it is not valid yet (are the clocks of both hosts right?)"
         }
+        CertificateError::BadEncoding => "it is malformed, or a part of it is longer than 64 KiB",
         CertificateError::Revoked => "it is revoked",
         CertificateError::UnknownIssuer => {
             "no authority that this side trusts has signed it (self-signed, or by another authority)"
@@ -114,8 +118,12 @@ pub(super) fn certificate(error: &CertificateError) -> String {
             let names = match &presented[..] {
                 [] => "it carries no name".to_string(),
                 names => {
-                    let names: Vec<&str> = names.iter().map(|name| bare(name)).collect();
-                    format!("it is for {}", names.join(", "))
+                    let first: Vec<&str> = names.iter().take(SHOWN_NAMES).map(|name| bare(name)).collect();
+                    let more = match names.len().saturating_sub(SHOWN_NAMES) {
+                        0 => String::new(),
+                        more => format!(" and {more} more"),
+                    };
+                    format!("it is for {}{more}", first.join(", "))
                 }
             };
             return format!("{names}, not for {}", expected.to_str());
