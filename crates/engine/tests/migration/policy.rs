@@ -38,6 +38,16 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
 
 /// The same with a device that has so many bytes of state, which only its stop yields.
 fn play_with(state: u64, options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> Played {
+    play_owner(state, options, |step| Ok(step <= takes), dirty)
+}
+
+/// The same with an owner that is asked for each step of the slowing.
+fn play_owner(
+    state: u64,
+    options: SourceOptions,
+    owner: impl Fn(u32) -> Result<bool, Error>,
+    dirty: impl Fn(u32, u32) -> u64,
+) -> Played {
     let mut source = source_of(1000 * MIB, options.timeout(1000 * SECOND));
     let (mut played, mut left, mut round, mut slowed) = (Played::default(), 1000 * MIB, 0, 0);
     while let Some(command) = source.poll() {
@@ -57,14 +67,18 @@ fn play_with(state: u64, options: SourceOptions, takes: u32, dirty: impl Fn(u32,
                 left = dirty(round, slowed);
                 Done::Bytes(left)
             }
-            Operation::Slow(0) => {
-                played.slowing.push(0);
-                Done::Slowed(true)
-            }
             Operation::Slow(step) => {
                 played.slowing.push(step);
-                slowed = step.min(takes);
-                Done::Slowed(step <= takes)
+                match owner(step) {
+                    Ok(is_slower) => {
+                        slowed = if is_slower { step } else { slowed };
+                        Done::Slowed(is_slower)
+                    }
+                    Err(error) => {
+                        source.input(Event::Done { id, result: Err(error) }, played.took);
+                        continue;
+                    }
+                }
             }
             Operation::QueryDataSize => Done::Bytes(state),
             _ => yields(&operation),
@@ -156,6 +170,15 @@ fn an_owner_is_slowed_down_in_steps_before_the_limit_is_raised_and_is_let_go_aft
     let played = play(options().downtime_max(30 * SECOND), 2, halved);
     assert_eq!(played.slowing, [1, 2, 3], "the third is not taken, and the devices stop");
     assert_eq!(played.stops, Some(SECOND * 63 / 4), "twice the limit of the first step: {played:?}");
+}
+
+#[test]
+fn an_owner_that_cannot_be_let_go_after_a_failure_is_warned_of() {
+    let stuck = |step| if step == 0 { Err(Error::Guest("it does not answer".into())) } else { Ok(true) };
+    let played = play_owner(0, options().max_rounds(3), stuck, endless);
+    let expected = "the owner was slowed down for the migration, and may still be: the program that owns the devices: it does \
+                    not answer";
+    assert_eq!((&played.slowing[..], &played.warnings[..]), (&[1, 0][..], &[expected.to_string()][..]));
 }
 
 #[test]

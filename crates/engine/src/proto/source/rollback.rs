@@ -195,6 +195,11 @@ impl Source {
                 (Err(error), Operation::Resume) => {
                     self.outcome = Some(Outcome::Stranded(Box::new(error)));
                 }
+                (Err(error), Operation::Slow(_)) => {
+                    self.warn(format!(
+                        "the owner was slowed down for the migration, and may still be: {error}"
+                    ));
+                }
                 (Err(error), _) if back != Back::Tell => self.warn(error.to_string()),
                 _ => {}
             }
