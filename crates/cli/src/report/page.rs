@@ -102,6 +102,7 @@ fn outcome(ended: Ended<'_>) -> Markup {
 
 fn figures(ended: Ended<'_>) -> Markup {
     let report = ended.report;
+    let counted = if ended.error.is_some() { " in completed transfers" } else { "" };
     let ms = output::milliseconds;
     html! {
         dl {
@@ -116,10 +117,10 @@ fn figures(ended: Ended<'_>) -> Markup {
             dt { "Downtime limit" } dd { (ms(report.downtime_limit_ms)) }
             dt { "Total time" } dd { (ms(report.total_ms)) }
             dt { "Pre-copy rounds" } dd { (report.rounds) }
-            dt { "Memory" } dd { (output::bytes(report.memory_bytes)) ", " (output::bytes(report.zero_bytes)) " of zeros" }
-            dt { "Device state" } dd { (output::bytes(report.device_bytes)) }
-            dt { "After the stop" } dd { (output::bytes(report.final_bytes)) }
-            dt { "On the link" } dd { (output::bytes(report.wire_bytes)) }
+            dt { "Memory" } dd { (output::bytes(report.memory_bytes)) ", " (output::bytes(report.zero_bytes)) " of zeros" (counted) }
+            dt { "Device state" } dd { (output::bytes(report.device_bytes)) (counted) }
+            dt { "After the stop" } dd { (output::bytes(report.final_bytes)) (counted) }
+            dt { "On the link" } dd { (output::bytes(report.wire_bytes)) (counted) }
             dt { "Throughput" } dd { (output::rate(report.throughput_bytes_per_s)) }
             dt { "Migration" } dd { (report.migration) }
         }
