@@ -83,6 +83,9 @@ pub(crate) fn advice(error: &TlsError) -> Option<&'static str> {
             Some("say with --tls-peer which name or IP address the destination's certificate carries")
         }
         TlsError::Foreign(_) => Some(ON_BOTH),
+        TlsError::Wait(_) => {
+            Some("check that the other side still runs and that the network works; its own log may say more")
+        }
         TlsError::Untrusted(_) => Some(
             "`openssl x509 -in FILE -noout -text` shows whom a certificate is for and until when; both sides need one that the \
              --tls-ca of the other has signed",

@@ -1,6 +1,7 @@
 //! Migrations over TLS: `send` and `receive` with certificates that are right, wrong, and missing; and the demo.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -118,6 +119,18 @@ fn an_address_that_no_certificate_can_carry_needs_a_name() {
     send(&address, &source, &[]).failed().says(&["'127.1' is neither", "--tls-peer"]);
     send(&address, &source, &["--tls-peer", "there"]).succeeded();
     receiver.finish().succeeded();
+}
+
+#[test]
+fn a_destination_that_does_not_answer_the_handshake_is_told_of_with_a_hint() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    // The system accepts the connection, and nobody reads it.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    send(&address, &authority.options("source", 3000), &["--timeout=1"])
+        .failed()
+        .says(&["TLS with the peer: timed out", "check that the other side still runs"]);
 }
 
 #[test]
