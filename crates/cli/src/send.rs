@@ -118,6 +118,9 @@ Examples:
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = &arguments.to;
     let tls = arguments.protection.tls(address)?;
+    if let Some(tls) = &tls {
+        tls.check_address(address).map_err(|error| tls::failure(&error))?;
+    }
     if arguments.downtime_max.is_some_and(|max| max < arguments.downtime_limit) {
         let limit = arguments.downtime_limit;
         return Err(Failure::usage(format!("--downtime-max is less than --downtime-limit ({limit} ms)"))
