@@ -96,6 +96,11 @@ impl Receiver {
         !self.input.buffered().is_empty()
     }
 
+    /// Returns what identifies the peer, if the channel knows that.
+    pub(crate) fn peer_identity(&self) -> Option<Vec<u8>> {
+        self.input.channel().peer_identity()
+    }
+
     /// Returns whether a frame has arrived so far: the peer speaks the protocol.
     pub(super) fn has_message(&self) -> bool {
         self.sequence > 0

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::identity::DeviceIdentity;
+use super::join::Join;
 use super::negotiate::{Accept, Offer};
 use crate::set::RamRegion;
 
@@ -63,6 +64,10 @@ pub enum Control {
     Failed(Reason),
     /// Source: the migration is cancelled.
     Abort(Reason),
+    /// Source, first frame of a further connection: the migration that it belongs to.
+    Join(Join),
+    /// Destination: the connection belongs to the migration.
+    Joined,
 }
 
 impl Control {
@@ -84,6 +89,8 @@ impl Control {
             Control::Running(_) => "RUNNING",
             Control::Failed(_) => "FAILED",
             Control::Abort(_) => "ABORT",
+            Control::Join(_) => "JOIN",
+            Control::Joined => "JOINED",
         }
     }
 }

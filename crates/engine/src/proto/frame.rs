@@ -120,6 +120,10 @@ whimbrel_uapi::numbered_enum! {
         Abort = 20 => "ABORT",
         /// Meaningless bytes.
         Padding = 21 => "PADDING",
+        /// Source, first frame of a further connection: the migration that it belongs to.
+        Join = 64 => "JOIN",
+        /// Destination: the connection belongs to the migration.
+        Joined = 65 => "JOINED",
     }
 }
 

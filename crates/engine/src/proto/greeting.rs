@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 
 use super::control::Table;
-use super::negotiate::{self, Feature, Offer};
+use super::join::{MAX_CHANNELS, Secret};
+use super::negotiate::{self, Accept, Feature, Offer};
 use crate::error::Error;
 
 /// The terms on which a destination accepts a source.
@@ -15,12 +16,14 @@ pub struct Terms {
     pub features: BTreeSet<Feature>,
     /// The ids of the migrations that its journal has; `None` without a journal.
     pub journal: Option<Vec<u128>>,
+    /// The maximum number of connections in all.
+    pub channels: u32,
 }
 
 impl Default for Terms {
     /// Every feature of this release, and no journal.
     fn default() -> Terms {
-        Terms { features: BTreeSet::from(Feature::ALL), journal: None }
+        Terms { features: BTreeSet::from(Feature::ALL), journal: None, channels: MAX_CHANNELS }
     }
 }
 
@@ -30,6 +33,26 @@ impl Terms {
         check_id(offer, self.journal.as_deref())?;
         Ok(negotiate::choose(offer, &self.features)?)
     }
+
+    /// Returns the answer to a source that is accepted. `secret` is for its further connections, if it is to have any.
+    pub fn accept(&self, offer: &Offer, features: &BTreeSet<Feature>, secret: Option<Secret>) -> Accept {
+        accept(offer, features, self.channels, secret)
+    }
+}
+
+/// Returns the answer to an offer of which these features are in use.
+pub(super) fn accept(
+    offer: &Offer,
+    features: &BTreeSet<Feature>,
+    most: u32,
+    secret: Option<Secret>,
+) -> Accept {
+    let secret = secret.filter(|_| features.iter().any(|feature| feature.joins()));
+    // Without a secret nobody can join.
+    let most = if secret.is_some() { most } else { 1 };
+    let is_asked = offer.channels.is_some() && features.contains(&Feature::Lanes);
+    let channels = is_asked.then(|| negotiate::channels(offer, features, most));
+    Accept { channels, secret, ..Accept::new(features) }
 }
 
 /// Refuses the id of a migration that the journal cannot take: nothing of this one may join the records of another.
@@ -53,14 +76,17 @@ pub struct Greeting {
     pub offer: Offer,
     /// The features of ACCEPT, which are in use from there on.
     pub features: BTreeSet<Feature>,
+    /// ACCEPT, as the source has got it.
+    pub accept: Accept,
     /// TABLE, which is well-formed.
     pub table: Table,
 }
 
 impl Greeting {
-    /// Returns the greeting of a source that has got ACCEPT with these features.
-    pub fn new(offer: Offer, features: BTreeSet<Feature>, table: Table) -> Greeting {
-        Greeting { offer, features, table }
+    /// Returns the greeting of a source that has got this ACCEPT.
+    pub fn new(offer: Offer, accept: Accept, table: Table) -> Greeting {
+        let features = accept.features.iter().filter_map(|name| Feature::from_name(name)).collect();
+        Greeting { offer, features, accept, table }
     }
 }
 
@@ -92,5 +118,23 @@ mod tests {
         let needs = BTreeSet::from([Feature::Setup]);
         let demanding = Offer::new(1, &BTreeSet::from(Feature::ALL), &needs);
         assert!(terms.choose(&demanding).unwrap_err().to_string().contains("needs the feature 'setup'"));
+    }
+
+    #[test]
+    fn a_secret_and_further_connections_are_for_a_source_that_can_use_them() {
+        let secret = Some(Secret::new([7; 32]));
+        let answer = |offer: &Offer, channels| {
+            let terms = Terms { channels, ..Terms::default() };
+            let features = terms.choose(offer).unwrap();
+            let Accept { channels, secret, .. } = terms.accept(offer, &features, secret);
+            (channels, secret)
+        };
+        let offered = offer(1).with_channels(4);
+        assert_eq!(answer(&offered, 16), (Some(4), secret));
+        assert_eq!(answer(&offered, 2), (Some(2), secret));
+        assert_eq!(answer(&offered, 1), (Some(1), secret));
+        assert_eq!(answer(&offer(1).with_channels(1), 16), (None, None));
+        let without = Terms::default().accept(&offered, &BTreeSet::from(Feature::ALL), None);
+        assert_eq!((without.channels, without.secret), (Some(1), None));
     }
 }

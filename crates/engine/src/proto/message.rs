@@ -171,6 +171,8 @@ impl<'a> Message<'a> {
                 Control::Running(_) => Kind::Running,
                 Control::Failed(_) => Kind::Failed,
                 Control::Abort(_) => Kind::Abort,
+                Control::Join(_) => Kind::Join,
+                Control::Joined => Kind::Joined,
             },
             Message::Memory { .. } => Kind::Memory,
             Message::MemoryZero { .. } => Kind::MemoryZero,
@@ -279,7 +281,8 @@ fn control_payload(control: &Control) -> Vec<u8> {
         Control::Ready(ready) => json(ready),
         Control::Running(running) => json(running),
         Control::Failed(reason) | Control::Abort(reason) => json(&reason.for_people()),
-        Control::Handover => Vec::new(),
+        Control::Join(join) => json(join),
+        Control::Handover | Control::Joined => Vec::new(),
         Control::Round { number, initial } => numbered(*number, u32::from(*initial) * INITIAL_DONE),
         Control::RoundDone { number } => numbered(*number, 0),
         Control::Ping { id } | Control::Pong { id } => numbered(*id, 0),
@@ -302,6 +305,8 @@ fn parse_control(kind: Kind, payload: &[u8]) -> Result<Control, Problem> {
         Kind::Failed => Control::Failed(from_json::<Reason>(kind, payload)?.for_people()),
         Kind::Abort => Control::Abort(from_json::<Reason>(kind, payload)?.for_people()),
         Kind::Handover => exact::<()>(kind, payload).map(|()| Control::Handover)?,
+        Kind::Join => Control::Join(from_json(kind, payload)?),
+        Kind::Joined => exact::<()>(kind, payload).map(|()| Control::Joined)?,
         Kind::Round => {
             let round: Numbered = exact(kind, payload)?;
             let initial = round.flags.get() & INITIAL_DONE != 0;

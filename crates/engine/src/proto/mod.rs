@@ -2,7 +2,7 @@
 //! clock, no thread.
 //!
 //! `frame` and `message` define the byte form, `greeting`, `negotiate` and `identity` the comparison of the two sides
-//! before any data moves, `source` and `destination` the two machines, and `operation` the machines' commands and events.
+//! before any data moves, `join` further connections, `source` and `destination` the two machines, and `operation` the machines' commands and events.
 #![expect(
     clippy::exhaustive_enums,
     clippy::exhaustive_structs,
@@ -16,6 +16,7 @@ pub mod frame;
 pub mod greeting;
 pub mod identity;
 pub mod intake;
+pub mod join;
 pub mod judgement;
 pub mod message;
 pub mod negotiate;

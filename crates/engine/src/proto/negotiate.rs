@@ -6,6 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use whimbrel_protocol::text::printable;
 
+use super::join::{MAX_CHANNELS, Secret};
+
 /// The protocol version of this release.
 pub const VERSION: u32 = 2;
 
@@ -18,11 +20,13 @@ pub enum Feature {
     Blobs,
     /// PING and PONG: round trips are measured separately from the throughput.
     Ping,
+    /// Further connections, which carry memory and state.
+    Lanes,
 }
 
 impl Feature {
     /// Every feature of this release.
-    pub const ALL: [Feature; 3] = [Feature::Setup, Feature::Blobs, Feature::Ping];
+    pub const ALL: [Feature; 4] = [Feature::Setup, Feature::Blobs, Feature::Ping, Feature::Lanes];
 
     /// Returns the name on the wire.
     pub const fn name(self) -> &'static str {
@@ -30,7 +34,13 @@ impl Feature {
             Feature::Setup => "setup",
             Feature::Blobs => "blobs",
             Feature::Ping => "ping",
+            Feature::Lanes => "lanes",
         }
+    }
+
+    /// Returns whether it needs further connections, which prove by a secret that they are the source's.
+    pub const fn joins(self) -> bool {
+        matches!(self, Feature::Lanes)
     }
 
     /// Returns the feature with that name, if this release has it.
@@ -63,6 +73,9 @@ pub struct Offer {
     /// The features that the source requires, because some of its data needs them.
     #[serde(default)]
     pub needs: BTreeSet<String>,
+    /// With [`Feature::Lanes`]: the number of connections in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u32>,
 }
 
 impl Offer {
@@ -73,7 +86,20 @@ impl Offer {
             versions: vec![VERSION],
             features: names(features),
             needs: names(needs),
+            channels: None,
         }
+    }
+
+    /// Offers to use so many connections in all. One is what a migration has anyway.
+    #[must_use]
+    pub fn with_channels(mut self, channels: u32) -> Offer {
+        if channels > 1 {
+            self.features.insert(Feature::Lanes.name().to_string());
+            self.channels = Some(channels);
+        } else {
+            self.features.remove(Feature::Lanes.name());
+        }
+        self
     }
 
     /// Returns the migration's id, or `None` if it is malformed.
@@ -92,6 +118,19 @@ pub struct Accept {
     /// The features that both sides have.
     #[serde(default)]
     pub features: BTreeSet<String>,
+    /// With [`Feature::Lanes`]: the number of connections in all, at most that of the offer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u32>,
+    /// With a feature that needs further connections ([`Feature::joins`]): the secret that they prove themselves by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret>,
+}
+
+impl Accept {
+    /// Returns the choice of these features, with one connection.
+    pub fn new(features: &BTreeSet<Feature>) -> Accept {
+        Accept { version: VERSION, features: names(features), channels: None, secret: None }
+    }
 }
 
 /// The reasons why two sides cannot migrate.
@@ -116,6 +155,9 @@ pub enum Refusal {
         /// A version or a feature.
         what: String,
     },
+    /// The destination wants further connections, and gave no secret that they could prove themselves by.
+    #[error("the destination allows further connections, but gave no secret for them")]
+    NoSecret,
     /// The id of the migration is malformed.
     #[error("malformed migration id: expected 32 hexadecimal digits")]
     MigrationId,
@@ -142,6 +184,12 @@ pub fn choose(offer: &Offer, ours: &BTreeSet<Feature>) -> Result<BTreeSet<Featur
     }
 }
 
+/// Returns the number of connections in all, of at most `most`. Used at the destination.
+pub fn channels(offer: &Offer, features: &BTreeSet<Feature>, most: u32) -> u32 {
+    let offered = offer.channels.filter(|_| features.contains(&Feature::Lanes)).unwrap_or(1);
+    offered.min(most).clamp(1, MAX_CHANNELS)
+}
+
 /// Returns the features in use, if the destination's choice was offered. Used at the source.
 pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusal> {
     if !offer.versions.contains(&accept.version) {
@@ -149,6 +197,13 @@ pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusa
     }
     if let Some(name) = accept.features.iter().find(|name| !offer.features.contains(*name)) {
         return Err(Refusal::NotOffered { what: format!("feature '{}'", printable(name, 100)) });
+    }
+    let offered = offer.channels.filter(|_| accept.features.contains(Feature::Lanes.name())).unwrap_or(1);
+    if let Some(channels) = accept.channels.filter(|channels| *channels == 0 || *channels > offered) {
+        return Err(Refusal::NotOffered { what: format!("{channels} connections") });
+    }
+    if accept.channels.is_some_and(|channels| channels > 1) && accept.secret.is_none() {
+        return Err(Refusal::NoSecret);
     }
     if let Some(name) = offer.needs.iter().find(|name| !accept.features.contains(*name)) {
         return Err(Refusal::MissingFeature { feature: name.clone() });
@@ -170,7 +225,12 @@ mod tests {
             versions: versions.to_vec(),
             features: set(features),
             needs: set(needs),
+            channels: None,
         }
+    }
+
+    fn accept(version: u32, features: &[&str]) -> Accept {
+        Accept { version, features: set(features), ..Accept::new(&BTreeSet::new()) }
     }
 
     #[test]
@@ -190,15 +250,17 @@ mod tests {
     #[test]
     fn an_older_destination_is_used_as_far_as_it_goes() {
         let offered = Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
-        let fewer = Accept { version: 2, features: set(&["ping"]) };
+        let fewer = accept(2, &["ping"]);
         assert_eq!(check(&offered, &fewer), Ok(BTreeSet::from([Feature::Ping])));
     }
 
     /// Returns the answer of a destination of a later release, which supports more versions and features.
     fn newer_destination(offer: &Offer) -> Accept {
         let version = *offer.versions.iter().filter(|version| (2..=4).contains(*version)).max().unwrap();
-        let has = set(&["setup", "blobs", "ping", "colours", "smells"]);
-        Accept { version, features: offer.features.intersection(&has).cloned().collect() }
+        let mut has = names(&BTreeSet::from(Feature::ALL));
+        has.extend(set(&["colours", "smells"]));
+        let features = offer.features.intersection(&has).cloned().collect();
+        Accept { version, features, ..Accept::new(&BTreeSet::new()) }
     }
 
     #[test]
@@ -227,7 +289,7 @@ mod tests {
                     match choose(&offered, &ours) {
                         Ok(used) => {
                             assert_eq!(used, theirs.intersection(&ours).copied().collect());
-                            let accept = Accept { version: VERSION, features: names(&used) };
+                            let accept = Accept::new(&used);
                             assert_eq!(check(&offered, &accept), Ok(used));
                         }
                         Err(Refusal::MissingFeature { feature }) => {
@@ -265,12 +327,37 @@ mod tests {
             &BTreeSet::from([Feature::Setup]),
         );
         let cases = [
-            (Accept { version: 1, features: set(&["setup"]) }, "version 1"),
-            (Accept { version: 2, features: set(&["setup", "blobs"]) }, "feature 'blobs'"),
-            (Accept { version: 2, features: set(&["ping"]) }, "needs the feature 'setup'"),
+            (accept(1, &["setup"]), "version 1"),
+            (accept(2, &["setup", "blobs"]), "feature 'blobs'"),
+            (accept(2, &["ping"]), "needs the feature 'setup'"),
         ];
         for (accept, why) in cases {
             let error = check(&offered, &accept).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn both_use_the_connections_that_are_offered_and_allowed() {
+        let lanes = BTreeSet::from([Feature::Lanes]);
+        let offered = |count| Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_channels(count);
+        assert_eq!(offered(1), Offer::new(7, &BTreeSet::new(), &BTreeSet::new()), "nothing is offered");
+        for (count, most, used) in [(4, 16, 4), (4, 2, 2), (4, 0, 1), (u32::MAX, u32::MAX, MAX_CHANNELS)] {
+            assert_eq!(channels(&offered(count), &lanes, most), used);
+            assert_eq!(channels(&offered(count), &BTreeSet::new(), most), 1, "without the feature");
+        }
+        assert_eq!(channels(&offered(1), &lanes, 16), 1);
+        let answer = |channels, secret| Accept { channels, secret, ..Accept::new(&lanes) };
+        let secret = Some(Secret::new([7; 32]));
+        assert_eq!(check(&offered(4), &answer(Some(4), secret)), Ok(lanes.clone()));
+        assert_eq!(check(&offered(4), &answer(Some(1), None)), Ok(lanes.clone()));
+        for (accept, why) in [
+            (answer(Some(5), secret), "the destination chose 5 connections"),
+            (answer(Some(0), secret), "the destination chose 0 connections"),
+            (answer(Some(2), None), "gave no secret"),
+            (Accept { channels: Some(2), secret, ..Accept::new(&BTreeSet::new()) }, "chose 2 connections"),
+        ] {
+            let error = check(&offered(4), &accept).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
     }

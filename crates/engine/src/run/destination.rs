@@ -23,7 +23,9 @@ use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
 use super::worker::Worker;
-use crate::channel::{Accepted, Channel, Interrupt, Listener, Receiver, Sender, Until, WaitError};
+use crate::channel::{
+    Accepted, Channel, Interrupt, Joins, Listener, Receiver, Sender, Until, WaitError, new_secret,
+};
 use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
 use crate::progress::{Observer, Progress, Silent};
@@ -32,6 +34,7 @@ use crate::proto::control::{Control, Reason, Table};
 use crate::proto::destination::{self as machine, DestinationOptions, Site};
 use crate::proto::greeting::{Greeting, Terms};
 use crate::proto::intake::Intake;
+use crate::proto::join::Secret;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Event, Now, Operation};
 use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
@@ -48,6 +51,7 @@ pub struct Destination {
     features: BTreeSet<Feature>,
     journal: Option<Journal>,
     cancel: Cancel,
+    joins: Option<Joins>,
 }
 
 impl Destination {
@@ -62,6 +66,7 @@ impl Destination {
             features: BTreeSet::from(Feature::ALL),
             journal: None,
             cancel: Cancel::new(),
+            joins: None,
         }
     }
 
@@ -115,6 +120,14 @@ impl Destination {
         self
     }
 
+    /// Sets the door for further connections of the source, for a program with a transport of its own: without one, and without
+    /// a [`Listener`], a migration uses the control connection only.
+    #[must_use]
+    pub fn joins(mut self, joins: &Joins) -> Self {
+        self.joins = Some(joins.clone());
+        self
+    }
+
     /// Names the source in the journal, once it is known better than when the journal was opened: see
     /// [`Journal::set_peer`].
     #[must_use]
@@ -153,14 +166,15 @@ impl Destination {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn accept(&self, listener: &mut Listener, until: Until<'_>) -> Result<Accepted, WaitError> {
-        listener
-            .accept_on(&Terms { features: self.features.clone(), journal: self.known_migrations() }, until)
+        let (features, journal) = (self.features.clone(), self.known_migrations());
+        listener.accept_on(&Terms { features, journal, channels: self.options.channels }, until)
     }
 
     /// Receives the devices from the sender that was accepted at a listener. A sender whose devices or memory do not fit is
     /// told so, and the migration ends before a device of this side changes its state.
-    pub fn receive_accepted(self, accepted: Accepted) -> Arrived {
-        let Accepted { greeting, sender, receiver, busy, .. } = accepted;
+    pub fn receive_accepted(mut self, accepted: Accepted) -> Arrived {
+        let Accepted { greeting, sender, receiver, joins, busy, .. } = accepted;
+        self.joins = Some(joins);
         let arrived = self.receive_from(sender, receiver, Some(greeting));
         // From here on the next sender waits for its turn.
         drop(busy);
@@ -200,6 +214,7 @@ impl Destination {
             table,
             features: self.features.clone(),
             journal: self.known_migrations(),
+            secret: self.joins.as_ref().and_then(|_| secret_for_joins()),
             options: self.options,
         };
         match Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?))) {
@@ -290,6 +305,11 @@ impl Destination {
             devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect(),
         }
     }
+}
+
+/// Returns a secret for further connections; `None`, with a warning, without randomness: there is one connection then.
+fn secret_for_joins() -> Option<Secret> {
+    new_secret().inspect_err(|error| tracing::warn!(%error, "no secret for further connections")).ok()
 }
 
 /// Tells the source why its migration is refused before it is examined.

@@ -105,6 +105,7 @@ impl<'a> Side<'a> {
             table: Table { devices: identities(), memory: MEMORY.to_vec(), blobs: loads() },
             features: BTreeSet::from(Feature::ALL),
             journal: Some(Vec::new()),
+            secret: None,
             options: DestinationOptions::default(),
         }
     }

@@ -69,12 +69,28 @@ pub(super) fn hello(payload: &[u8]) -> Result<Value, String> {
         .must("migration", is_id)
         .must("versions", |value| is_list_of(value, is_u32))
         .may("features", is_names)
-        .may("needs", is_names);
+        .may("needs", is_names)
+        .may("channels", is_u32);
     object(payload, keys)
 }
 
+fn is_secret(value: &Value) -> bool {
+    is_hex(value) && value.as_str().is_some_and(|text| text.len() == 64)
+}
+
 pub(super) fn accept(payload: &[u8]) -> Result<Value, String> {
-    object(payload, Keys::default().must("version", is_u32).may("features", is_names))
+    let keys = Keys::default()
+        .must("version", is_u32)
+        .may("features", is_names)
+        .may("channels", |value| value.as_u64().is_some_and(|channels| (1..=16).contains(&channels)))
+        .may("secret", is_secret);
+    object(payload, keys)
+}
+
+pub(super) fn join(payload: &[u8]) -> Result<Value, String> {
+    let is_purpose: Is = |value| Keys::default().must("lane", is_u32).check(value).is_ok();
+    let keys = Keys::default().must("migration", is_id).must("secret", is_secret).must("purpose", is_purpose);
+    object(payload, keys)
 }
 
 fn is_pci(value: &Value) -> bool {

@@ -70,6 +70,8 @@ pub(crate) enum Said {
     Failed(String),
     Abort(String),
     Padding(usize),
+    Join(Value),
+    Joined,
     /// Of an unknown kind, to be skipped.
     Skipped(u16),
 }
@@ -134,14 +136,14 @@ pub(crate) fn decode_start(stream: &[u8]) -> Result<(Vec<Said>, &[u8]), String> 
 /// The table of kinds: the largest payload of each.
 pub(crate) fn maximum(kind: u16) -> Option<u32> {
     Some(match kind {
-        1 | 2 | 4 | 16 | 18 | 19 | 20 => 65536,
+        1 | 2 | 4 | 16 | 18 | 19 | 20 | 64 => 65536,
         3 | 21 => 1_048_576,
         5 | 7 => 1_048_584,
         6 | 8 => 16,
         9..=12 | 15 => 8,
         13 => 65544,
         14 => 1_048_839,
-        17 => 0,
+        17 | 65 => 0,
         _ => return None,
     })
 }
@@ -209,6 +211,11 @@ fn parse(kind: u16, payload: &[u8]) -> Result<Said, String> {
         19 => Said::Failed(json::reason(payload)?),
         20 => Said::Abort(json::reason(payload)?),
         21 => Said::Padding(more_than(0)?.len()),
+        64 => Said::Join(json::join(payload)?),
+        65 => {
+            exactly(0)?;
+            Said::Joined
+        }
         unknown => Said::Skipped(unknown),
     })
 }

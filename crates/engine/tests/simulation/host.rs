@@ -208,6 +208,7 @@ impl Host {
                     table: table(plan),
                     features,
                     journal: plan.has_journal.then(Vec::new),
+                    secret: None,
                     options: plan.destination,
                 };
                 Machine::Destination(Box::new(Destination::new(site, Duration::ZERO)))

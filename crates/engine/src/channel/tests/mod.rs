@@ -4,6 +4,7 @@ mod certificates;
 mod frames;
 mod greetings;
 mod hostile;
+mod joining;
 mod listener;
 mod streams;
 mod tls;

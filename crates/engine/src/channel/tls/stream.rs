@@ -168,6 +168,11 @@ impl Channel for TlsStream {
         self.socket.expect(bytes.saturating_sub(RECORD).max(1));
     }
 
+    fn peer_identity(&self) -> Option<Vec<u8>> {
+        let session = self.session.lock();
+        session.connection.peer_certificates()?.first().map(|certificate| certificate.to_vec())
+    }
+
     fn shutdown_write(&self) -> io::Result<()> {
         let mut session = self.session.lock();
         session.connection.send_close_notify();

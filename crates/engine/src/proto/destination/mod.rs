@@ -23,7 +23,8 @@ use whimbrel_user::State;
 
 use self::device::Device;
 use super::control::{Control, Table};
-use super::negotiate::{self, Accept, Feature};
+use super::join::{Expected, Secret};
+use super::negotiate::{Accept, Feature};
 use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
 use super::pending::Pending;
 use super::spans::Spans;
@@ -42,6 +43,8 @@ pub struct Site {
     pub features: BTreeSet<Feature>,
     /// The ids of the migrations that the owner's journal has; `None` without a journal.
     pub journal: Option<Vec<u128>>,
+    /// The secret for further connections of the source; `None` without a way for them to join.
+    pub secret: Option<Secret>,
     /// The bounds.
     pub options: DestinationOptions,
 }
@@ -96,8 +99,10 @@ pub struct Destination {
     pending: Pending,
     phase: Phase,
     spans: Spans,
-    /// The features of an ACCEPT that was sent before this machine began.
-    accepted: Option<BTreeSet<Feature>>,
+    /// ACCEPT, if it was sent before this machine began.
+    accepted: Option<Accept>,
+    /// ACCEPT, once the source is accepted.
+    accept: Option<Accept>,
     /// Set if the message that the phase awaits from the source has arrived.
     answered: bool,
     now: Now,
@@ -136,6 +141,7 @@ impl Destination {
             phase: Phase::Hello,
             spans: Spans::new(super::DESTINATION),
             accepted: None,
+            accept: None,
             answered: false,
             now,
             deadline: None,
@@ -201,6 +207,17 @@ impl Destination {
         &self.features
     }
 
+    /// Returns the number of connections in use, the control connection included.
+    pub fn channels(&self) -> u32 {
+        self.accept.as_ref().and_then(|accept| accept.channels).unwrap_or(1)
+    }
+
+    /// Returns the further connections that the source may open; `None` if it has no secret for them.
+    pub fn joins(&self) -> Option<Expected> {
+        let secret = self.accept.as_ref()?.secret?;
+        Some(Expected::new(self.migration, secret, self.channels()))
+    }
+
     /// Returns the source's table, once it has been accepted.
     pub fn table(&self) -> &Table {
         &self.theirs
@@ -260,9 +277,9 @@ impl Destination {
             Phase::Hello | Phase::Load => {}
             Phase::Table if self.accepted.is_some() => {}
             Phase::Table => {
-                let accept =
-                    Accept { version: negotiate::VERSION, features: negotiate::names(&self.features) };
-                self.say(Control::Accept(accept));
+                if let Some(accept) = self.accept.clone() {
+                    self.say(Control::Accept(accept));
+                }
             }
             Phase::Resume => {
                 for device in 0..self.devices.len() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::proto::LONGEST;
+use crate::proto::join::MAX_CHANNELS;
 
 /// The bounds of a migration at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct DestinationOptions {
     /// Time that the owner expects to need to load its blobs and to inspect the result. The source counts it in its
     /// prediction of the downtime.
     pub expected_inspection: Duration,
+    /// The maximum number of connections in all that the source may use, 1 to 16.
+    pub channels: u32,
 }
 
 impl Default for DestinationOptions {
@@ -23,6 +26,7 @@ impl Default for DestinationOptions {
             timeout: Duration::from_mins(1),
             call_timeout: Duration::from_secs(10),
             expected_inspection: Duration::ZERO,
+            channels: MAX_CHANNELS,
         }
     }
 }
@@ -34,6 +38,7 @@ impl DestinationOptions {
             timeout: self.timeout.min(LONGEST),
             call_timeout: self.call_timeout.min(LONGEST),
             expected_inspection: self.expected_inspection.min(LONGEST),
+            ..self
         }
     }
 
@@ -47,6 +52,12 @@ impl DestinationOptions {
     #[must_use]
     pub fn call_timeout(self, call_timeout: Duration) -> DestinationOptions {
         DestinationOptions { call_timeout, ..self }
+    }
+
+    /// Sets [`DestinationOptions::channels`].
+    #[must_use]
+    pub fn channels(self, channels: u32) -> DestinationOptions {
+        DestinationOptions { channels, ..self }
     }
 
     /// Sets [`DestinationOptions::expected_inspection`].

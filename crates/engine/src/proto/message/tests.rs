@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::proto::control::{BlobName, Fits, Ready, Running};
 use crate::proto::identity::PciIdentity;
+use crate::proto::join::{Join, Purpose, Secret};
 use crate::proto::negotiate::{Accept, Feature, Offer};
 use crate::set::RamRegion;
 
@@ -36,9 +37,12 @@ fn every_control() -> Vec<Control> {
         blobs: vec![BlobName { name: "cpu".into(), version: 1 }],
     };
     let reason = Reason { reason: "the disk is full".into() };
+    let secret = Some(Secret::new([0xf0; 32]));
     vec![
         Control::Hello(Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new())),
-        Control::Accept(Accept { version: 2, features: BTreeSet::new() }),
+        Control::Hello(Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_channels(4)),
+        Control::Accept(Accept::new(&BTreeSet::new())),
+        Control::Accept(Accept { channels: Some(4), secret, ..Accept::new(&BTreeSet::new()) }),
         Control::Table(table),
         Control::Fits(Fits { setup_us: 9 }),
         Control::Round { number: 1, initial: true },
@@ -53,6 +57,8 @@ fn every_control() -> Vec<Control> {
         Control::Running(Running { start_us: 4 }),
         Control::Failed(reason.clone()),
         Control::Abort(reason),
+        Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Lane(1))),
+        Control::Joined,
     ]
 }
 

@@ -1,9 +1,12 @@
 //! Connections of unidentified peers: the first whose greeting is complete is the sender, and all others are refused.
 //!
+//! While a migration is in progress, those that join it are handed over (`joining`).
+//!
 //! Each is greeted on its own, so that none waits for another. Their number, their time and the bytes read from each are
 //! bounded.
 
-use std::collections::BTreeSet;
+mod joining;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -15,11 +18,13 @@ use rustix::io::Errno;
 use super::bound::Bound;
 use super::visitor_stream::VisitorStream;
 use super::warnings::Warnings;
-use super::{Channel, ChannelError, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError};
+use super::{
+    Channel, ChannelError, Joins, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError, new_secret,
+};
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
 use crate::proto::greeting::{Greeting, Terms};
-use crate::proto::negotiate::{Accept, Feature, Offer, VERSION, names};
+use crate::proto::negotiate::{Accept, Offer};
 use crate::proto::table;
 
 /// The number of peers without a HELLO that may stay for the whole time of a greeting.
@@ -64,8 +69,8 @@ struct Unknown {
     sender: Sender,
     receiver: Receiver,
     since: Instant,
-    /// Its HELLO and the features in use, once it has got ACCEPT.
-    accepted: Option<(Offer, BTreeSet<Feature>)>,
+    /// Its HELLO and the answer, once it has got ACCEPT.
+    accepted: Option<(Offer, Accept)>,
 }
 
 /// A peer whose greeting is complete.
@@ -99,12 +104,19 @@ struct Leaving {
 }
 
 /// The treatment of new peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Policy<'a> {
     /// The first that completes its greeting on these terms is the sender.
     Choose(&'a Terms),
-    /// All are refused.
-    Refuse,
+    /// All are refused, except those that join the migration of the sender.
+    Join(&'a Joins),
+}
+
+impl Policy<'_> {
+    /// Returns whether nothing that a new peer could say changes its refusal.
+    fn refuses_all(self) -> bool {
+        matches!(self, Policy::Join(joins) if !joins.is_open())
+    }
 }
 
 impl Unknown {
@@ -123,16 +135,19 @@ impl Unknown {
             match self.receiver.greeting(expected, Until::now()) {
                 Ok(Control::Hello(offer)) => {
                     let features = terms.choose(&offer).map_err(|error| refused(&error))?;
-                    let accept = Accept { version: VERSION, features: names(&features) };
+                    let needs_secret = features.iter().any(|feature| feature.joins());
+                    let secret =
+                        needs_secret.then(new_secret).transpose().map_err(|error| refused(&error))?;
+                    let accept = terms.accept(&offer, &features, secret);
                     self.sender
-                        .send_now(&Control::Accept(accept).into(), Until::now())
+                        .send_now(&Control::Accept(accept.clone()).into(), Until::now())
                         .map_err(|error| Failure::Left(error.to_string()))?;
-                    self.accepted = Some((offer, features));
+                    self.accepted = Some((offer, accept));
                 }
                 Ok(Control::Table(table)) => {
                     table::check(&table).map_err(|error| refused(&error))?;
                     let greeted = self.accepted.take();
-                    return Ok(greeted.map(|(offer, features)| Greeting { offer, features, table }));
+                    return Ok(greeted.map(|(offer, accept)| Greeting::new(offer, accept, table)));
                 }
                 Ok(Control::Abort(Reason { reason })) => {
                     return Err(Failure::Left(format!("the source ended the migration: {reason}")));
@@ -151,9 +166,9 @@ impl Unknown {
 
     /// Returns why the peer, which has got ACCEPT, cannot stay on these terms.
     fn objection(&self, terms: &Terms) -> Option<String> {
-        let (offer, features) = self.accepted.as_ref()?;
+        let (offer, accept) = self.accepted.as_ref()?;
         match terms.choose(offer) {
-            Ok(chosen) if chosen == *features => None,
+            Ok(chosen) if terms.accept(offer, &chosen, accept.secret) == *accept => None,
             Ok(_) => Some("the destination has other features now than those of its ACCEPT".into()),
             Err(error) => Some(error.to_string()),
         }
@@ -293,7 +308,13 @@ impl Visitors {
 
     /// Greets the unidentified peers, as far as their bytes have arrived. Returns the first whose greeting is complete.
     fn greet(&mut self, policy: Policy<'_>) -> Option<Known> {
-        let Policy::Choose(terms) = policy else { return None };
+        let terms = match policy {
+            Policy::Choose(terms) => terms,
+            Policy::Join(joins) => {
+                self.join(joins);
+                return None;
+            }
+        };
         let mut at = 0;
         while let Some(peer) = self.unknown.get_mut(at) {
             match peer.greet(terms) {
@@ -392,7 +413,7 @@ impl Visitors {
                 // The connection has failed, not the socket.
                 Err(_) => continue,
             };
-            if policy == Policy::Refuse {
+            if policy.refuses_all() {
                 self.warn_of_another(&peer);
                 self.refuse(peer, BUSY);
                 continue;
