@@ -7,7 +7,7 @@ use std::time::Duration;
 use whimbrel_protocol::handover::{Entry, Unexpected};
 use whimbrel_user::State;
 
-use crate::channel::{ChannelError, TlsError, named};
+use crate::channel::{ChannelError, ConnectorError, TlsError, named};
 use crate::guest::GuestError;
 use crate::proto::operation::Operation;
 use crate::set::RamError;
@@ -298,6 +298,17 @@ pub enum Error {
     /// The two sides have no version or feature in common that the migration needs.
     #[error(transparent)]
     Negotiation(#[from] crate::proto::negotiate::Refusal),
+    /// A further connection to the destination could not be opened.
+    #[error("connection {lane} of the migration, beside the first one, cannot be opened: {error}")]
+    Lane {
+        /// The number of the lane, from 1.
+        lane: u32,
+        /// The reason.
+        error: Box<Error>,
+    },
+    /// The connector has not connected to the destination.
+    #[error("{0}")]
+    Connect(ConnectorError),
     /// The devices or memory of the two sides differ.
     #[error(transparent)]
     Unfit(#[from] crate::proto::table::Unfit),
@@ -378,6 +389,16 @@ impl Error {
         }
     }
 
+    /// Returns an error that says the same of the link, for another operation that it ends.
+    pub(crate) fn again(&self) -> Error {
+        match self {
+            Error::Lost { side } => Error::Lost { side },
+            Error::Silent { side, waited } => Error::Silent { side, waited: *waited },
+            Error::Link(error) => Error::Link(io::Error::new(error.kind(), named(error))),
+            other => Error::Link(io::Error::other(other.to_string())),
+        }
+    }
+
     /// Returns whether the link to the other side is unusable.
     pub(crate) fn is_of_the_link(&self) -> bool {
         matches!(
@@ -408,6 +429,9 @@ impl Error {
             Error::Lost { .. } => Some(
                 "check whether the other side still runs, and read its log: it has failed or was killed, or the network ended \
                  the connection",
+            ),
+            Error::Lane { .. } => Some(
+                "check that the destination's address still accepts connections, or migrate over one (--channels 1)",
             ),
             Error::Thread(_) => Some(
                 "raise the limit of threads (ulimit -u, or pids.max of the control group) or of open files (ulimit -n)",

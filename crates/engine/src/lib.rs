@@ -64,7 +64,7 @@ pub use proto::destination::DestinationOptions;
 pub use proto::judgement::{Evidence, Judgement};
 pub use proto::negotiate::Feature;
 pub use proto::source::{OnTimeout, SourceOptions};
-pub use report::{DeviceReport, Report, Round, Transition};
+pub use report::{DeviceReport, LaneReport, Report, Round, Transition};
 pub use run::{
     Arrived, Cancel, Destination, Journal, JournalLock, Received, Resolve, Resolved, Sent, Source,
 };

@@ -36,9 +36,7 @@ pub use connect::{ConnectError, connect, connect_once};
 pub use connector::{Connect, Connector, ConnectorError};
 pub use error::ChannelError;
 pub(crate) use error::named;
-#[cfg(test)]
-pub(crate) use joins::Further;
-pub(crate) use joins::new_secret;
+pub(crate) use joins::{Further, new_secret};
 pub use joins::{JoinError, Joins};
 pub use listener::{Accepted, Listener};
 pub use receiver::{MemoryData, Received, Receiver};

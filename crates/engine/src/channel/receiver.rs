@@ -236,6 +236,8 @@ impl Receiver {
             self.input.consume(HEADER_BYTES);
             self.digest = crc();
             if self.payload.len() < length {
+                // No more than is needed, so that the bound of what is held is exact.
+                self.payload.reserve_exact(length - self.payload.len());
                 self.payload.resize(length, 0);
             }
             self.state = State::Payload { header, filled: 0 };

@@ -64,6 +64,11 @@ pub enum Control {
     Failed(Reason),
     /// Source: the migration is cancelled.
     Abort(Reason),
+    /// Source, on a lane: everything that precedes the next ROUND, or the first DEVICE_END, has been sent here.
+    Mark {
+        /// Number of the mark, from 1.
+        number: u32,
+    },
     /// Source, first frame of a further connection: the migration that it belongs to.
     Join(Join),
     /// Destination: the connection belongs to the migration.
@@ -89,6 +94,7 @@ impl Control {
             Control::Running(_) => "RUNNING",
             Control::Failed(_) => "FAILED",
             Control::Abort(_) => "ABORT",
+            Control::Mark { .. } => "MARK",
             Control::Join(_) => "JOIN",
             Control::Joined => "JOINED",
         }

@@ -120,6 +120,8 @@ whimbrel_uapi::numbered_enum! {
         Abort = 20 => "ABORT",
         /// Meaningless bytes.
         Padding = 21 => "PADDING",
+        /// Source, on a further connection: everything before the control message of this number has been sent here.
+        Mark = 22 => "MARK",
         /// Source, first frame of a further connection: the migration that it belongs to.
         Join = 64 => "JOIN",
         /// Destination: the connection belongs to the migration.

@@ -17,7 +17,7 @@ pub const MAX_BLOBS_BYTES: u64 = 64 << 20;
 #[non_exhaustive]
 pub struct Misplaced(pub String);
 
-fn misplaced<T>(what: impl Into<String>) -> Result<T, Misplaced> {
+pub(super) fn misplaced<T>(what: impl Into<String>) -> Result<T, Misplaced> {
     Err(Misplaced(what.into()))
 }
 

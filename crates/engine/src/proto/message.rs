@@ -171,6 +171,7 @@ impl<'a> Message<'a> {
                 Control::Running(_) => Kind::Running,
                 Control::Failed(_) => Kind::Failed,
                 Control::Abort(_) => Kind::Abort,
+                Control::Mark { .. } => Kind::Mark,
                 Control::Join(_) => Kind::Join,
                 Control::Joined => Kind::Joined,
             },
@@ -284,7 +285,7 @@ fn control_payload(control: &Control) -> Vec<u8> {
         Control::Join(join) => json(join),
         Control::Handover | Control::Joined => Vec::new(),
         Control::Round { number, initial } => numbered(*number, u32::from(*initial) * INITIAL_DONE),
-        Control::RoundDone { number } => numbered(*number, 0),
+        Control::RoundDone { number } | Control::Mark { number } => numbered(*number, 0),
         Control::Ping { id } | Control::Pong { id } => numbered(*id, 0),
         Control::DeviceEnd { device, bytes } => {
             DeviceTotal { of: Numbered::new(*device, 0), bytes: U64::new(*bytes) }.as_bytes().to_vec()
@@ -313,6 +314,7 @@ fn parse_control(kind: Kind, payload: &[u8]) -> Result<Control, Problem> {
             Control::Round { number: round.number.get(), initial }
         }
         Kind::RoundDone => Control::RoundDone { number: number()? },
+        Kind::Mark => Control::Mark { number: number()? },
         Kind::Ping => Control::Ping { id: number()? },
         Kind::Pong => Control::Pong { id: number()? },
         Kind::DeviceEnd => {

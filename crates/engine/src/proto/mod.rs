@@ -18,6 +18,8 @@ pub mod identity;
 pub mod intake;
 pub mod join;
 pub mod judgement;
+pub mod lane_intake;
+pub mod lanes;
 pub mod message;
 pub mod negotiate;
 pub mod operation;

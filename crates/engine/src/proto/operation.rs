@@ -11,6 +11,7 @@ use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_user::State;
 
 use super::control::Control;
+use super::join::Secret;
 use crate::error::Error;
 
 /// Time since a fixed moment, from a monotonic clock.
@@ -45,7 +46,7 @@ pub enum Command {
 pub enum Place {
     /// The device with this number.
     Device(usize),
-    /// The memory and the control connection.
+    /// The memory, and the connections.
     Stream,
     /// The program that owns the devices, and the journal.
     Owner,
@@ -105,6 +106,18 @@ pub enum Operation {
     /// far.
     DrainState,
 
+    /// On the stream: open the lanes from 1 on, of so many connections in all. Reports [`Done::Nothing`].
+    OpenLanes {
+        /// The migration's id.
+        migration: u128,
+        /// The secret by which they prove that they are its own.
+        secret: Secret,
+        /// The number of connections, the control connection included.
+        channels: u32,
+    },
+    /// On the stream: send the mark of this number, and everything queued before it, on every lane but the control
+    /// connection. Reports [`Done::Nothing`].
+    MarkLanes(u32),
     /// On the stream: send a control message and everything queued before it. Reports [`Done::Nothing`].
     Send(Control),
     /// On the stream: start the logs of the CPUs and of the address space, with all memory marked. Reports
@@ -210,6 +223,8 @@ impl Operation {
         matches!(
             self,
             Operation::Send(_)
+                | Operation::OpenLanes { .. }
+                | Operation::MarkLanes(_)
                 | Operation::SendState { .. }
                 | Operation::SendMemory
                 | Operation::SendBlobs
@@ -235,6 +250,8 @@ impl fmt::Display for Operation {
             Operation::SaveSetup { .. } => f.write_str("read of the configuration"),
             Operation::RestoreSetup => f.write_str("write of the configuration"),
             Operation::DrainState => f.write_str("write of device state"),
+            Operation::OpenLanes { .. } => f.write_str("opening of further connections"),
+            Operation::MarkLanes(_) => f.write_str("send of MARK"),
             Operation::Send(control) => write!(f, "send of {}", control.name()),
             Operation::StartMemoryLogs => f.write_str("start of the memory's logs"),
             Operation::CollectMemoryLogs { .. } => f.write_str("reading of the memory's logs"),

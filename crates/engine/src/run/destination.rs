@@ -15,10 +15,12 @@ use super::ask::{IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
+use super::door::Door;
 use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close, spawn};
+use super::inflow::Inflow;
 use super::journal::Journal;
 use super::owner::OwnerHand;
-use super::receiver::Inbound;
+use super::receiver::{Inbound, Shared};
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
@@ -33,7 +35,6 @@ use crate::proto::SOURCE;
 use crate::proto::control::{Control, Reason, Table};
 use crate::proto::destination::{self as machine, DestinationOptions, Site};
 use crate::proto::greeting::{Greeting, Terms};
-use crate::proto::intake::Intake;
 use crate::proto::join::Secret;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Event, Now, Operation};
@@ -94,7 +95,7 @@ impl Destination {
     /// Sets the bounds.
     #[must_use]
     pub fn options(mut self, options: DestinationOptions) -> Self {
-        self.options = options.within_clock();
+        self.options = options.within_bounds();
         self
     }
 
@@ -243,11 +244,18 @@ impl Destination {
     ) -> Arrived {
         let timeout = self.options.timeout;
         let transfer = Arc::new(Transfer::new(sender, write, timeout, SOURCE));
-        let buffers = Buffers::default();
+        let channels = match (&self.joins, machine.phase()) {
+            (None, _) => 1,
+            // It has not greeted the source yet.
+            (Some(_), machine::Phase::Hello) => self.options.channels,
+            (Some(_), _) => machine.channels(),
+        };
+        let buffers = Buffers::new(self.options.buffers(channels));
         let ledger = Arc::new(Mutex::new(Ledger::new(Vec::new())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
         let stream = StreamHand {
             transfer: transfer.clone(),
+            connector: None,
             ram: None,
             pagemap: Pagemap::new(),
             ledger: ledger.clone(),
@@ -266,11 +274,11 @@ impl Destination {
                 return Arrived { result: Err(error), devices };
             }
         };
-        let intake = Arc::new(Mutex::new(Intake::new()));
+        let inflow = Arc::new(Inflow::default());
         let arrived = Arc::new(AtomicU64::new(0));
-        let inbound = Inbound {
-            receiver,
-            intake: intake.clone(),
+        let identity = receiver.peer_identity();
+        let shared = Shared {
+            inflow: inflow.clone(),
             devices: hands.devices.iter().map(Worker::items).collect(),
             ram: self.ram,
             blobs,
@@ -283,23 +291,32 @@ impl Destination {
             timeout,
         };
         let (back, receiver_back) = mpsc::sync_channel(1);
+        let control = Inbound { lane: 0, receiver, shared: shared.clone() };
         let spawned = spawn("receiver", move || {
             // After a successful migration it has no receiver.
-            let _ = back.send(inbound.receive());
+            let _ = back.send(control.receive());
         });
-        let mut receiving = Receiving { machine, intake, arrived, timeout };
+        let door = self.joins.map(|joins| Door::new(joins, identity, shared));
+        let mut receiving = Receiving { machine, inflow: inflow.clone(), arrived, timeout, door };
         if let Err(error) = spawned {
             receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
         self.cancel.watch(&events);
         hands.work(&mut receiving, &mut *self.observer);
         let result = receiving.machine.result();
+        // Lanes keep their connections until the source has been told the reason.
+        let lanes = receiving.door.take().map(Door::close);
+        let lane_bytes = inflow.with(|intake| intake.lane_bytes().collect());
         buffers.close();
+        inflow.close();
         read.set();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err());
         close(&transfer, &receiver_back, Ending::of(failure));
-        let result = result.unwrap_or(Err(Error::Interrupted)).map(Received::from);
+        drop(lanes);
+        let result = result
+            .unwrap_or(Err(Error::Interrupted))
+            .map(|taken| Received { lane_bytes, ..Received::from(taken) });
         Arrived {
             result,
             devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect(),
@@ -333,9 +350,10 @@ impl std::fmt::Debug for Destination {
 /// The machine and its intake.
 struct Receiving {
     machine: machine::Destination,
-    intake: Arc<Mutex<Intake>>,
+    inflow: Arc<Inflow>,
     arrived: Arc<AtomicU64>,
     timeout: Duration,
+    door: Option<Door>,
 }
 
 impl Machine for Receiving {
@@ -357,8 +375,13 @@ impl Machine for Receiving {
 
     fn begins(&mut self, operation: &Operation) {
         if let Operation::Send(Control::Fits(_)) = operation {
-            // The source sends memory and state as soon as it has received this.
-            self.intake.lock().open(self.machine.table(), self.machine.features());
+            // The source sends memory and state, and opens further connections, as soon as it has received this.
+            let machine = &self.machine;
+            let channels = machine.channels();
+            self.inflow.with(|intake| intake.open(machine.table(), machine.features(), channels));
+            if let (Some(door), Some(expected)) = (&self.door, machine.joins()) {
+                door.open(expected);
+            }
         }
     }
 
@@ -370,7 +393,7 @@ impl Machine for Receiving {
             self.machine.input(Event::Lost(Error::Silent { side: SOURCE, waited: self.timeout }), now);
         }
         let mut progress = self.machine.progress();
-        progress.done = self.intake.lock().received_bytes();
+        progress.done = self.inflow.with(|intake| intake.intake().received_bytes());
         progress
     }
 }

@@ -195,7 +195,7 @@ impl DeviceHand {
             buffer.truncate(count);
             let ends = data.ends_transaction();
             let message = Message::DeviceState { device: self.number, ends, data: &buffer };
-            sent.wire += self.transfer.send(&message, turn)?;
+            sent.wire += self.transfer.send_of_device(self.number, &message, turn)?;
             sent.bytes += count as u64;
             self.transfer.count(count as u64);
         }
@@ -213,7 +213,7 @@ impl DeviceHand {
         if let Some(setup) = self.setup.as_ref().filter(|_| send) {
             let data = setup.to_bytes();
             let message = Message::Setup { device: self.number, data: &data };
-            done.wire = self.transfer.send(&message, turn)?;
+            done.wire = self.transfer.send_of_device(self.number, &message, turn)?;
         }
         Ok(done)
     }

@@ -286,6 +286,7 @@ mod tests {
             let interrupt = Interrupt::new().unwrap();
             let stream = StreamHand {
                 transfer: Arc::new(Transfer::new(sender, interrupt, END, "peer")),
+                connector: None,
                 ram: None,
                 ledger: Arc::new(Mutex::new(Ledger::new(Vec::new()))),
                 logs: MemoryLogs::new(Vec::new(), Box::new(NoCpuLog)),

@@ -20,7 +20,7 @@ use super::receiver::receive_answers;
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
-use crate::channel::{Channel, Interrupt, Receiver, Sender};
+use crate::channel::{Channel, Connect, Interrupt, Receiver, Sender};
 use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
 use crate::outcome::{Outcome, SendError};
@@ -48,6 +48,7 @@ pub struct Source {
     features: BTreeSet<Feature>,
     journal: Option<Journal>,
     cancel: Cancel,
+    connector: Option<Box<dyn Connect>>,
 }
 
 /// A migration that has ended at the source.
@@ -73,6 +74,7 @@ impl Source {
             features: BTreeSet::from(Feature::ALL),
             journal: None,
             cancel: Cancel::new(),
+            connector: None,
         }
     }
 
@@ -110,7 +112,7 @@ impl Source {
     /// Sets the bounds.
     #[must_use]
     pub fn options(mut self, options: SourceOptions) -> Self {
-        self.options = options.within_clock();
+        self.options = options.within_bounds();
         self
     }
 
@@ -136,7 +138,14 @@ impl Source {
         self
     }
 
-    /// Migrates the devices over a channel.
+    /// Sets the means to open further connections to the destination: see [`SourceOptions::channels`].
+    #[must_use]
+    pub fn connector(mut self, connector: impl Connect + 'static) -> Self {
+        self.connector = Some(Box::new(connector));
+        self
+    }
+
+    /// Migrates the devices over a channel, the control connection. Without a [connector](Source::connector) it is the only one.
     pub fn send(self, channel: impl Channel + 'static) -> Sent {
         self.send_over(Arc::new(channel))
     }
@@ -181,7 +190,10 @@ impl Source {
         if !table.blobs.is_empty() {
             needs.insert(Feature::Blobs);
         }
+        let may_join = self.connector.is_some() && self.features.contains(&Feature::Lanes);
+        let channels = if may_join { self.options.channels } else { 1 };
         let offer = Offer::new(uuid::Uuid::new_v4().as_u128(), &self.features, &needs);
+        let offer = offer.with_channels(channels);
         let plan = Plan { offer, table, options: self.options };
         let interrupts = Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?)));
         match interrupts {
@@ -209,6 +221,7 @@ impl Source {
         let cpu_choice = logs.cpu_choice();
         let stream = StreamHand {
             transfer: transfer.clone(),
+            connector: self.connector,
             ram: self.ram,
             pagemap: Pagemap::new(),
             ledger: ledger.clone(),
@@ -250,15 +263,20 @@ impl Source {
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
         close(&transfer, &receiver_back, Ending::of(failure));
+        let lanes = transfer.lane_reports();
         let result = match result {
             Some(Ok(mut report)) => {
+                report.lanes = lanes;
                 for (device, hand) in report.devices.iter_mut().zip(&devices) {
                     device.dirty_log = hand.as_ref().map(DeviceHand::choice);
                 }
                 report.cpu_log = Some(cpu_choice);
                 Ok(report)
             }
-            Some(Err(error)) => Err(error),
+            Some(Err(mut error)) => {
+                error.report.lanes = lanes;
+                Err(error)
+            }
             None => Err(SendError::new(Error::Interrupted, Outcome::Unknown)),
         };
         Sent { result, devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect() }

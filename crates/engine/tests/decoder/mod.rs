@@ -70,6 +70,9 @@ pub(crate) enum Said {
     Failed(String),
     Abort(String),
     Padding(usize),
+    Mark {
+        number: u32,
+    },
     Join(Value),
     Joined,
     /// Of an unknown kind, to be skipped.
@@ -140,7 +143,7 @@ pub(crate) fn maximum(kind: u16) -> Option<u32> {
         3 | 21 => 1_048_576,
         5 | 7 => 1_048_584,
         6 | 8 => 16,
-        9..=12 | 15 => 8,
+        9..=12 | 15 | 22 => 8,
         13 => 65544,
         14 => 1_048_839,
         17 | 65 => 0,
@@ -211,6 +214,10 @@ fn parse(kind: u16, payload: &[u8]) -> Result<Said, String> {
         19 => Said::Failed(json::reason(payload)?),
         20 => Said::Abort(json::reason(payload)?),
         21 => Said::Padding(more_than(0)?.len()),
+        22 => {
+            exactly(8)?;
+            Said::Mark { number: u32_at(payload, 0) }
+        }
         64 => Said::Join(json::join(payload)?),
         65 => {
             exactly(0)?;

@@ -34,7 +34,8 @@ enum Then {
     CancelledBefore(&'static str),
     /// The phase is the one that a machine starts in: see [`a_destination_that_waits_for_a_peer_is_cancelled_at_once`].
     First,
-    /// The phase follows on failures, or on rounds that get no better, which the simulation combines with a cancel.
+    /// The phase follows on failures, on rounds that get no better, or needs several connections, which the simulation combines
+    /// with a cancel.
     Simulated,
 }
 
@@ -62,7 +63,8 @@ fn at_the_source(phase: source::Phase) -> Then {
         | Phase::Back(Back::Query | Back::Quiesce | Back::Run | Back::Owner | Back::Tell) => {
             Then::CancelledBefore("End")
         }
-        Phase::Slow
+        Phase::Lanes
+        | Phase::Slow
         | Phase::Back(Back::Reset)
         | Phase::Settle(After::Park | After::Release)
         | Phase::Park => Then::Simulated,

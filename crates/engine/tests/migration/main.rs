@@ -20,6 +20,8 @@ mod guest_reset;
 mod hostile_destination;
 mod hostile_source;
 mod kinds;
+mod lanes;
+mod lanes_hostile;
 mod later;
 mod layout;
 mod live;

@@ -29,6 +29,7 @@ phases!(
     SOURCE, source_place, source:
     Hello,
     Table,
+    Lanes,
     Precopy,
     RoundQuery,
     RoundSend,

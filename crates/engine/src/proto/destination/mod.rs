@@ -129,7 +129,7 @@ pub struct Destination {
 impl Destination {
     /// Returns a machine that waits for HELLO.
     pub fn new(site: Site, now: Now) -> Destination {
-        let site = Site { options: site.options.within_clock(), ..site };
+        let site = Site { options: site.options.within_bounds(), ..site };
         let devices: Vec<Device> = site.table.devices.iter().map(Device::new).collect();
         let count = NonZeroUsize::new(devices.len()).unwrap_or(NonZeroUsize::MIN);
         let mut destination = Destination {

@@ -59,6 +59,7 @@ fn every_control() -> Vec<Control> {
         Control::Abort(reason),
         Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Lane(1))),
         Control::Joined,
+        Control::Mark { number: u32::MAX },
     ]
 }
 

@@ -7,6 +7,7 @@
 
 mod decision;
 mod device;
+mod lanes;
 mod options;
 mod phase;
 mod progress;
@@ -55,6 +56,8 @@ pub struct Plan {
 pub struct Source {
     plan: Plan,
     features: BTreeSet<Feature>,
+    /// The connections that the destination allows.
+    lanes: lanes::Lanes,
     handover: handover::Source,
     devices: Vec<Device>,
     pending: Pending,
@@ -106,11 +109,12 @@ pub struct Source {
 impl Source {
     /// Returns a machine that begins at once.
     pub fn new(plan: Plan, now: Now) -> Source {
-        let plan = Plan { options: plan.options.within_clock(), ..plan };
+        let plan = Plan { options: plan.options.within_bounds(), ..plan };
         let devices = plan.table.devices.iter().map(|identity| Device::new(identity, now));
         let mut source = Source {
             devices: devices.collect(),
             features: BTreeSet::new(),
+            lanes: lanes::Lanes::default(),
             handover: handover::Source::new(),
             pending: Pending::default(),
             phase: Phase::Hello,
@@ -237,7 +241,7 @@ impl Source {
         let in_downtime = self.stopped_at.map(|stopped| stopped + self.stop_budget);
         let (timeout, call) = (self.plan.options.timeout, self.plan.options.call_timeout);
         self.deadline = match phase {
-            Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::Committed => {
+            Phase::Hello | Phase::Table | Phase::Lanes | Phase::RoundEnd | Phase::Ping | Phase::Committed => {
                 Some(self.now + timeout)
             }
             // Each frame and each call has a deadline of its own.
@@ -261,6 +265,7 @@ impl Source {
         match phase {
             Phase::Hello => self.say(Control::Hello(self.plan.offer.clone())),
             Phase::Table => self.say(Control::Table(self.plan.table.clone())),
+            Phase::Lanes => self.open_lanes(),
             Phase::Precopy => self.start_precopy(),
             Phase::RoundQuery => self.query_round(),
             Phase::RoundSend => self.send_round(),
@@ -305,7 +310,8 @@ impl Source {
     fn advance(&mut self) {
         match self.phase {
             Phase::Hello => self.enter(Phase::Table),
-            Phase::Table => self.enter(Phase::Precopy),
+            Phase::Table if self.channels() > 1 => self.enter(Phase::Lanes),
+            Phase::Table | Phase::Lanes => self.enter(Phase::Precopy),
             Phase::RoundQuery => self.enter(Phase::RoundSend),
             Phase::RoundSend => {
                 if !self.pads() {
@@ -399,6 +405,7 @@ impl Source {
                     Ok(features) => self.features = features,
                     Err(error) => return self.fail(error.into()),
                 }
+                self.accepted(accept.clone());
                 true
             }
             (Control::Fits(fits), Phase::Table) => {

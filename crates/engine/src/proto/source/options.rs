@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::proto::LONGEST;
+use crate::proto::join::MAX_CHANNELS;
 use crate::proto::rounds::Bounds;
 
 /// The ways to go on when the time of pre-copy is over and the downtime does not fit the limit.
@@ -52,6 +53,9 @@ pub struct SourceOptions {
     pub call_timeout: Duration,
     /// The maximum time from the stop until the handover is sent, if set: see [`SourceOptions::stop_budget`].
     pub budget: Option<Duration>,
+    /// The number of connections to use, 1 to 16, the first one included. Memory and state are spread over them. The
+    /// destination may allow fewer. More than one need a connector.
+    pub channels: u32,
 }
 
 impl Default for SourceOptions {
@@ -66,6 +70,7 @@ impl Default for SourceOptions {
             timeout: Duration::from_mins(1),
             call_timeout: Duration::from_secs(10),
             budget: None,
+            channels: 1,
         }
     }
 }
@@ -74,9 +79,10 @@ impl SourceOptions {
     /// The minimum default of [`SourceOptions::stop_budget`].
     const MIN_BUDGET: Duration = Duration::from_secs(1);
 
-    /// Returns the same bounds, with times that a clock can add.
-    pub(crate) fn within_clock(self) -> SourceOptions {
+    /// Returns the same bounds, with times that a clock can add, and a number of connections that there can be.
+    pub(crate) fn within_bounds(self) -> SourceOptions {
         SourceOptions {
+            channels: self.channels.clamp(1, MAX_CHANNELS),
             downtime_limit: self.downtime_limit.min(LONGEST),
             downtime_max: self.downtime_max.map(|max| max.min(LONGEST)),
             total_timeout: self.total_timeout.map(|timeout| timeout.min(LONGEST)),
@@ -133,6 +139,12 @@ impl SourceOptions {
     #[must_use]
     pub fn call_timeout(self, call_timeout: Duration) -> SourceOptions {
         SourceOptions { call_timeout, ..self }
+    }
+
+    /// Sets [`SourceOptions::channels`].
+    #[must_use]
+    pub fn channels(self, channels: u32) -> SourceOptions {
+        SourceOptions { channels, ..self }
     }
 
     /// Sets [`SourceOptions::budget`].

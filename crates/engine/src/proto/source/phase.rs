@@ -9,6 +9,8 @@ pub enum Phase {
     Hello,
     /// TABLE is sent; FITS is awaited.
     Table,
+    /// Further connections are opened.
+    Lanes,
     /// The logs start, and the devices enter PRE_COPY.
     Precopy,
     /// The devices report the size of their data.

@@ -51,7 +51,7 @@ impl Source {
     /// Returns the current phase, as an observer sees it.
     pub fn shown_phase(&self) -> progress::Phase {
         match self.phase {
-            Phase::Hello | Phase::Table | Phase::Precopy => progress::Phase::Greeting,
+            Phase::Hello | Phase::Table | Phase::Lanes | Phase::Precopy => progress::Phase::Greeting,
             Phase::RoundQuery
             | Phase::RoundSend
             | Phase::RoundEnd

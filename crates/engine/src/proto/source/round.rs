@@ -115,6 +115,7 @@ impl Source {
 
     pub(super) fn end_round(&mut self) {
         self.round.says_initial = self.all_initial_sent();
+        self.mark_lanes();
         self.say(Control::Round { number: self.round.number, initial: self.round.says_initial });
     }
 

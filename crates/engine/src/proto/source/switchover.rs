@@ -82,6 +82,7 @@ impl Source {
     }
 
     pub(super) fn say_end(&mut self) {
+        self.mark_lanes();
         for device in 0..self.devices.len() {
             let bytes = self.devices[device].sent;
             let device = u32::try_from(device).unwrap_or(u32::MAX);

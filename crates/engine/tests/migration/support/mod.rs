@@ -1,6 +1,7 @@
 //! What the tests build migrations from: devices whose every request can be made to fail, memory, a program around the
 //! devices, and links that are cut.
 
+pub(crate) mod certificates;
 pub(crate) mod control;
 #[allow(dead_code, reason = "archives use more of it")]
 mod device;

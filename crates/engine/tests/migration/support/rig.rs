@@ -12,7 +12,7 @@ use tracing::dispatcher::with_default;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::DeviceFile;
-use whimbrel_engine::channel::{Accepted, Listener, Until};
+use whimbrel_engine::channel::{Accepted, Channel, Joins, Listener, Until};
 use whimbrel_engine::{Arrived, CpuLog, GuestError, Progress, Sent};
 use whimbrel_protocol::dirty::PageBitmap;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -167,6 +167,8 @@ pub(crate) struct Rig {
     pub(crate) memory: Option<(Memory, Memory)>,
     pub(crate) options: SourceOptions,
     pub(crate) there_options: DestinationOptions,
+    /// Takes in further connections at a destination without a listener.
+    pub(crate) there_joins: Option<Joins>,
 }
 
 /// A migration that has ended, well or not.
@@ -252,6 +254,7 @@ impl Rig {
                 .max_rounds(5)
                 .timeout(PATIENCE),
             there_options: DestinationOptions::default().timeout(PATIENCE),
+            there_joins: None,
         };
         for (number, (unit, shape)) in rig.here.units.iter().zip(here).enumerate() {
             let state: Vec<u8> = (1..=shape.size).map(|index| (index + number) as u8).collect();
@@ -305,6 +308,9 @@ impl Rig {
         if let Some((_, memory)) = &self.memory {
             destination = destination.memory(Arc::new(memory.clone()));
         }
+        if let Some(joins) = &self.there_joins {
+            destination = destination.joins(joins);
+        }
         if let Some(observer) = self.there.observer.take() {
             destination = destination.observer(observer);
         }
@@ -334,6 +340,26 @@ impl Rig {
         let source = change(self.source());
         let phases = [self.here.phases.clone(), self.there.phases.clone()];
         let (sent, arrived) = migrate_watched(source, destination, left, right, phases);
+        self.here.put_back(sent.devices);
+        self.there.put_back(arrived.devices);
+        Ended { sent: sent.result, received: arrived.result, rig: self }
+    }
+
+    /// Between a listener and a source that a test has changed, which has the control connection.
+    pub(crate) fn migrate_at(
+        mut self,
+        mut listener: Listener,
+        control: impl Channel + 'static,
+        change: impl FnOnce(Source) -> Source,
+    ) -> Ended {
+        let destination = self.destination();
+        let source = change(self.source());
+        let receiving = std::thread::spawn(move || {
+            let accepted = destination.accept(&mut listener, Until::timeout(PATIENCE)).unwrap();
+            destination.receive_accepted(accepted)
+        });
+        let sent = source.send(control);
+        let arrived = receiving.join().unwrap();
         self.here.put_back(sent.devices);
         self.there.put_back(arrived.devices);
         Ended { sent: sent.result, received: arrived.result, rig: self }
