@@ -126,7 +126,7 @@ impl Listener {
         self.socket.address()
     }
 
-    /// Waits for a sender, for a destination without a journal that uses all features.
+    /// Waits for a sender, for a destination without a journal that uses all features and allows 16 connections.
     /// [`Destination::accept`](crate::Destination::accept) waits on the terms of any destination.
     ///
     /// Other senders are refused until the migration with this one has ended, or [`Accepted`] is dropped. Those that come

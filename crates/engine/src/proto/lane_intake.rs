@@ -23,7 +23,7 @@ pub struct LaneIntake {
     is_last: bool,
 }
 
-/// What has arrived on a connection.
+/// The marks and bytes that have arrived on a connection.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     marks: u32,

@@ -46,7 +46,7 @@ impl Share {
         self.lanes == 1 || (self.from(address) == address && length <= self.until(address) - address)
     }
 
-    /// Returns the first address from `address` on that is of this lane, or the maximum if there is none.
+    /// Returns the first address from `address` on that is of this lane, or the maximum if no such address follows.
     pub fn from(self, address: u64) -> u64 {
         let lanes = u64::from(self.lanes);
         let stripe = address / STRIPE;

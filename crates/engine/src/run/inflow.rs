@@ -1,4 +1,4 @@
-//! What the threads that receive at the destination share: the record of what has arrived, and the wait for the other lanes.
+//! The record of what has arrived at the destination, shared by the threads that receive, and the wait for the other lanes.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 

@@ -13,7 +13,11 @@ use crate::proto::join::{Join, Purpose, Secret};
 use crate::proto::message::Message;
 use crate::proto::operation::Sent;
 
-/// Opens the lanes from 1 on of a migration that has so many connections in all. They take as long as an answer may.
+/// The longest time for all lanes to join.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Opens the lanes from 1 on of a migration that has so many connections in all. They take a little less time than an answer
+/// may, so that the reason is known when the machine's time is over.
 pub(super) fn open_lanes(
     connector: &mut dyn Connect,
     transfer: &Transfer,
@@ -23,7 +27,7 @@ pub(super) fn open_lanes(
     turn: &Turn<'_>,
 ) -> Result<(), Error> {
     transfer.with_interrupt(turn, |interrupt, timeout| {
-        let until = Until::new(Instant::now() + timeout, interrupt);
+        let until = Until::new(Instant::now() + PATIENCE.min(timeout - timeout / 8), interrupt);
         let mut lanes = Vec::new();
         for lane in 1..channels {
             let join = Join::new(migration, secret, Purpose::Lane(lane));
@@ -63,7 +67,7 @@ fn open(
     }
 }
 
-/// Does the work of each lane on a thread of its own, and adds up what they have sent. A lane that fails ends the others.
+/// Runs the work of each lane on a thread of its own, and adds up what they have sent. A lane that fails ends the others.
 pub(super) fn each_lane(lanes: u32, work: impl Fn(u32) -> Result<Sent, Error> + Sync) -> Result<Sent, Error> {
     let (ended, results) = mpsc::channel();
     std::thread::scope(|scope| {

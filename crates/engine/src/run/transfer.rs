@@ -112,7 +112,7 @@ impl Transfer {
 
     /// Sends a message on a lane, or gathers it, and returns its bytes on the wire.
     pub(super) fn send_on(&self, lane: u32, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
-        self.keep_pace(message)?;
+        self.keep_pace(message, turn)?;
         self.with(lane, turn, |sender, until| sender.send(message, until))
     }
 
@@ -127,7 +127,7 @@ impl Transfer {
     }
 
     /// Waits until the limit allows a message with data. Those without are not counted: they are small, and urgent.
-    fn keep_pace(&self, message: &Message<'_>) -> Result<(), Error> {
+    fn keep_pace(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<(), Error> {
         let Some(pace) = &self.pace else { return Ok(()) };
         let (Message::Memory { data, .. }
         | Message::DeviceState { data, .. }
@@ -139,7 +139,7 @@ impl Transfer {
         let start = pace.reserve(HEADER_BYTES + data.len(), Instant::now());
         match Until::new(start, &self.interrupt).sleep() {
             WaitError::TimedOut => Ok(()),
-            error => Err(self.failed(Error::of_channel(self.peer, self.timeout, error.into()))),
+            error => Err(self.failed(Error::of_channel(self.peer, self.timeout, error.into()), turn)),
         }
     }
 
@@ -182,7 +182,7 @@ impl Transfer {
         }
         let took = u64::try_from((now - began).as_nanos()).unwrap_or(u64::MAX);
         lane.sending.fetch_add(took, Ordering::Relaxed);
-        result.map_err(|error| self.failed(Error::of_channel(self.peer, self.timeout, error)))?;
+        result.map_err(|error| self.failed(Error::of_channel(self.peer, self.timeout, error), turn))?;
         Ok(sender.bytes() - before)
     }
 
@@ -196,8 +196,9 @@ impl Transfer {
     }
 
     /// Returns the error to report. One of a lane ends what the other lanes do, as that of the only one would.
-    fn failed(&self, error: Error) -> Error {
-        if self.further().is_empty() {
+    fn failed(&self, error: Error, turn: &Turn<'_>) -> Error {
+        // What was interrupted has nothing to end any more.
+        if self.further().is_empty() || !self.allows(turn.epoch) {
             return error;
         }
         let mut broken = self.broken.lock();

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_engine::channel::{
-    Channel, Connect, Connector, ConnectorError, Joins, Listener, Receiver, Sender, Stream, Until, connect,
+    Address, Channel, Connect, Connector, ConnectorError, Joins, Listener, Receiver, Sender, Stream, Tls,
+    TlsStream, Until, connect,
 };
 use whimbrel_engine::proto::control::{Control, Reason};
 use whimbrel_engine::proto::join::{Join, Purpose, Secret};
@@ -50,13 +51,25 @@ fn listener() -> Listener {
     Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
 }
 
+/// Returns what connects to an address.
+fn control_to(address: &Address) -> impl FnOnce() -> Stream + use<> {
+    let address = address.clone();
+    move || connect(&address, until()).unwrap()
+}
+
+/// As [`control_to`], with TLS.
+fn encrypted(tls: &Tls, address: &Address) -> impl FnOnce() -> TlsStream + use<> {
+    let (tls, address) = (tls.clone(), address.clone());
+    move || tls.connect(connect(&address, until()).unwrap(), &address, until()).unwrap()
+}
+
 /// Migrates with so many connections over TCP.
 fn migrate(mut rig: Rig, channels: u32, change: impl FnOnce(Box<dyn Connect>) -> Box<dyn Connect>) -> Ended {
     let listener = listener();
     let address = listener.address().clone();
     rig.options = rig.options.channels(channels);
     let connector = change(Box::new(Connector::new(address.clone())));
-    let control = connect(&address, until()).unwrap();
+    let control = control_to(&address);
     rig.migrate_at(listener, control, |source| source.connector(Changed(connector)))
 }
 
@@ -100,7 +113,7 @@ fn each_connection_has_tls_of_its_own() {
         let address = listener.address().clone();
         let mut rig = rig();
         rig.options = rig.options.channels(channels);
-        let control = here.connect(connect(&address, until()).unwrap(), &address, until()).unwrap();
+        let control = encrypted(&here, &address);
         let connector = Connector::new(address).tls(here.clone());
         let ended = rig.migrate_at(listener, control, |source| source.connector(connector));
         assert_migrated(ended, channels as usize);
@@ -115,7 +128,7 @@ fn a_connection_with_another_certificate_is_refused_before_a_device_is_touched()
     let address = listener.address().clone();
     let mut rig = rig();
     rig.options = rig.options.channels(2);
-    let control = here.connect(connect(&address, until()).unwrap(), &address, until()).unwrap();
+    let control = encrypted(&here, &address);
     // The other host's certificate is as good, but it is not that of the source.
     let connector = Connector::new(address).tls(there);
     let mut ended = rig.migrate_at(listener, control, |source| source.connector(connector));
@@ -175,7 +188,7 @@ fn a_program_without_a_listener_hands_the_connections_over_itself() {
     rig.options = rig.options.channels(3);
     rig.there_joins = Some(joins.clone());
     let (left, right) = UnixStream::pair().unwrap();
-    let ended = rig.migrate_with(left.into(), right.into(), |source| source.connector(Handing(joins)));
+    let ended = rig.migrate_unchecked(left.into(), right.into(), |source| source.connector(Handing(joins)));
     assert_migrated(ended, 3);
 }
 
@@ -215,7 +228,7 @@ impl Channel for Breaking {
 /// Opens the connections of the lanes, of which those from the second on break.
 struct Breaks {
     connector: Box<dyn Connect>,
-    address: whimbrel_engine::channel::Address,
+    address: Address,
     opened: usize,
     left: Arc<AtomicUsize>,
 }
@@ -244,7 +257,7 @@ fn wherever_a_lane_is_cut_the_devices_run_on_at_the_source() {
             opened: 0,
             left: Arc::new(AtomicUsize::new(cut)),
         };
-        let control = connect(&address, until()).unwrap();
+        let control = control_to(&address);
         let mut ended = rig.migrate_at(listener, control, |source| source.connector(connector));
         let what = format!("cut after {cut} bytes");
         let (sent, received) = ended.refused(&what);
@@ -336,7 +349,7 @@ fn a_stranger_who_guesses_does_not_join_and_does_not_disturb() {
             asked.send(channel).unwrap();
         }
     }));
-    let control = connect(&address, until()).unwrap();
+    let control = control_to(&address);
     let ended = rig.migrate_at(listener, control, |source| source.connector(Connector::new(address)));
     assert_migrated(ended, 2);
     let mut receiver = Receiver::new(told.recv().unwrap());
@@ -351,7 +364,7 @@ fn a_cancelled_migration_with_lanes_runs_on_at_the_source() {
         let cancel = if side { rig.here.cancel.clone() } else { rig.there.cancel.clone() };
         let unit = if side { &rig.here.units[1] } else { &rig.there.units[1] };
         let when = if side {
-            At::Arc(State::PreCopy, State::StopCopy)
+            At::Arc(State::PreCopyP2p, State::StopCopy)
         } else {
             At::Arc(State::Resuming, State::Stop)
         };

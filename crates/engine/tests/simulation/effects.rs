@@ -148,7 +148,11 @@ impl World {
         match operation {
             Operation::Send(_) | Operation::SendMemory | Operation::SendPadding(_) if fails => error(),
             Operation::Send(control) => Next::Frame(Frame::Control(control), 64),
-            Operation::SendMemory | Operation::SendPadding(_) => self.next_part(side, place),
+            Operation::OpenLanes { .. } | Operation::MarkLanes(_) if fails => error(),
+            Operation::SendMemory
+            | Operation::SendPadding(_)
+            | Operation::OpenLanes { .. }
+            | Operation::MarkLanes(_) => self.next_part(side, place),
             Operation::SendBlobs if fails => error(),
             Operation::SendBlobs => Next::Frame(Frame::Blob { value: host.blob.unwrap_or_default() }, 4),
             Operation::StartMemoryLogs => {

@@ -14,12 +14,8 @@ impl World {
     /// Breaks the connection.
     pub(crate) fn cut(&mut self, silent: bool) {
         for side in Side::BOTH {
-            let link = self.link(side);
-            link.cut();
-            if silent {
-                link.is_silent = true;
-            } else {
-                link.is_closed = true;
+            for lane in self.lane_numbers(side) {
+                self.lane(side, lane).break_off(silent);
             }
         }
         for side in Side::BOTH {
@@ -51,17 +47,10 @@ impl World {
                 self.cut(silent);
             }
             Fault::Stall(time) => {
-                for side in Side::BOTH {
-                    self.link(side).set_bandwidth(0.0);
-                }
+                self.flow(0.0);
                 self.after(time, Happening::Flow);
             }
-            Fault::Trickle(bandwidth) => {
-                for side in Side::BOTH {
-                    self.link(side).set_bandwidth(bandwidth);
-                    self.kick(side);
-                }
-            }
+            Fault::Trickle(bandwidth) => self.flow(bandwidth),
             Fault::Crash { side, silent } => self.crash(side, silent),
             Fault::Fail(side) => self.host(side).armed.push_back(Fate::Fails),
             Fault::Hang(side) => {
@@ -70,6 +59,8 @@ impl World {
             }
             Fault::Slow(side) => self.host(side).is_slow = true,
             Fault::FailArcs(side, count) => self.host(side).failing_arcs = count,
+            Fault::CutLane { lane, silent } => self.cut_lane(lane, silent),
+            Fault::Stranger(stranger) => self.meet(stranger),
         }
     }
 }

@@ -20,6 +20,8 @@ pub(crate) enum Next {
     Frame(Frame, u64),
     /// Another call.
     Call,
+    /// The answers to connections that want to join are awaited.
+    Join,
 }
 
 pub(crate) fn injected(place: Place) -> Error {
@@ -37,6 +39,7 @@ impl World {
     /// Lets a worker without work begin with what is next.
     pub(crate) fn begin(&mut self, side: Side, place: Place) {
         let turn = self.turn();
+        let mut rng = self.rng.fork();
         let host = self.host(side);
         let epoch = host.epoch;
         let Some(worker) = host.workers.get_mut(&place) else { return };
@@ -52,13 +55,20 @@ impl World {
             turn,
             sent: Sent::default(),
             pages: std::collections::VecDeque::new(),
+            parts: 0,
             is_out: false,
             is_injected: false,
         };
         if let Item::Task { operation: Operation::SendMemory, .. } = &current.item {
-            current.pages =
+            let mut pages: Vec<usize> =
                 host.dirty.iter().enumerate().filter(|(_, is)| **is).map(|(page, _)| page).collect();
             host.dirty.fill(false);
+            // The lanes send at the same time.
+            let is_shuffled = host.lanes > 1;
+            if is_shuffled {
+                rng.shuffle(&mut pages);
+            }
+            current.pages = pages.into();
         }
         worker.current = Some(current);
         if is_interrupted {
@@ -170,6 +180,7 @@ impl World {
         match std::mem::replace(&mut current.doing, Doing::Call(Fate::Works)) {
             Doing::End(result) => self.report(side, place, result),
             Doing::Frame(frame, bytes) => current.doing = Doing::Frame(frame, bytes),
+            Doing::Joining => current.doing = Doing::Joining,
             Doing::Call(fate) => {
                 let next = match fate {
                     Fate::Works => self.effect(side, place, false),
@@ -191,11 +202,14 @@ impl World {
         loop {
             match next {
                 Next::Call => return self.call(side, place),
+                Next::Join => return self.wait_for_answers(),
                 Next::End(result) => return self.end(side, place, result),
                 Next::Frame(frame, bytes) => {
                     let turn = self.turn();
                     let timeout = self.timeout(side);
-                    let (is_closed, has_room) = (self.link(side).is_closed, self.link(side).has_room());
+                    let lane = self.lane_of(side, &frame);
+                    let link = self.lane(side, lane);
+                    let (is_closed, has_room) = (link.is_closed, link.has_room());
                     let host = self.host(side);
                     let epoch = host.epoch;
                     let Some(current) =
@@ -234,20 +248,32 @@ impl World {
             current.sent.wire += bytes + HEADER;
             current.sent.bytes += bytes;
         }
-        self.link(side).push(frame, bytes + HEADER);
-        self.kick(side);
+        let lane = self.lane_of(side, &frame);
+        self.lane(side, lane).push(frame, bytes + HEADER);
+        self.kick(side, lane);
     }
 
     /// What follows after a frame.
     pub(crate) fn next_part(&mut self, side: Side, place: Place) -> Next {
         let page_bytes = self.plan.page_bytes;
         let host = self.host(side);
+        let lanes = host.lanes;
         let Some(current) = host.workers.get_mut(&place).and_then(|worker| worker.current.as_mut()) else {
             return Next::Call;
         };
+        let part = current.parts + 1;
         let Item::Task { operation, .. } = &current.item else { return Next::End(Ok(Done::Nothing)) };
         match operation {
             Operation::SendState { .. } => Next::Call,
+            Operation::OpenLanes { channels, .. } => {
+                let channels = *channels;
+                current.parts = part;
+                self.join_next(part, channels)
+            }
+            Operation::MarkLanes(number) if part < lanes => {
+                current.parts = part;
+                Next::Frame(Frame::Mark { lane: part, number: *number }, 8)
+            }
             Operation::SendMemory => match current.pages.pop_front() {
                 Some(page) => {
                     let value = host.memory[page];
@@ -266,7 +292,7 @@ impl World {
     }
 
     /// An operation has ended: its end is reported in a moment.
-    fn end(&mut self, side: Side, place: Place, result: Result<Done, Error>) {
+    pub(crate) fn end(&mut self, side: Side, place: Place, result: Result<Done, Error>) {
         let turn = self.turn();
         let worker = self.host(side).workers.get_mut(&place);
         if let Some(current) = worker.and_then(|worker| worker.current.as_mut()) {
@@ -325,7 +351,8 @@ impl World {
         let places: Vec<Place> = self.host(side).workers.keys().copied().collect();
         for place in places {
             let worker = &self.host(side).workers[&place];
-            if worker.current.as_ref().is_some_and(|current| matches!(current.doing, Doing::Frame(..))) {
+            let is_waiting = |current: &Current| matches!(current.doing, Doing::Frame(..) | Doing::Joining);
+            if worker.current.as_ref().is_some_and(is_waiting) {
                 self.keep(side, place);
                 self.end(side, place, Err(Error::Interrupted));
             }
@@ -336,12 +363,24 @@ impl World {
     pub(crate) fn wake(&mut self, side: Side) {
         let places: Vec<Place> = self.host(side).workers.keys().copied().collect();
         for place in places {
-            if !self.link(side).is_closed && !self.link(side).has_room() {
-                return;
+            let worker = &self.hosts()[side as usize].workers[&place];
+            match worker.current.as_ref().map(|current| &current.doing) {
+                Some(Doing::Frame(frame, _)) => {
+                    let lane = self.lane_of(side, frame);
+                    let link = self.lane(side, lane);
+                    if !link.is_closed && !link.has_room() {
+                        continue;
+                    }
+                }
+                // One of the connections is gone whose answer is awaited.
+                Some(Doing::Joining) if self.lanes.iter().any(|link| link.is_closed) => {
+                    self.end(side, place, Err(Error::Lost { side: "peer" }));
+                    continue;
+                }
+                _ => continue,
             }
             let worker = self.host(side).workers.get_mut(&place);
-            let Some(current) = worker.and_then(|worker| worker.current.as_mut()) else { continue };
-            if matches!(current.doing, Doing::Frame(..))
+            if let Some(current) = worker.and_then(|worker| worker.current.as_mut())
                 && let Doing::Frame(frame, bytes) =
                     std::mem::replace(&mut current.doing, Doing::Call(Fate::Works))
             {

@@ -34,12 +34,23 @@ pub(crate) enum Happening {
     Listen,
     Depart {
         side: Side,
+        lane: u32,
         departure: u64,
     },
     Arrive {
         side: Side,
+        lane: u32,
         generation: u64,
         frame: Frame,
+    },
+    /// The destination's answer to a connection that wants to join.
+    Answered {
+        lane: u32,
+        is_joined: bool,
+    },
+    /// The destination learns that a lane is gone.
+    LaneLost {
+        lane: u32,
     },
     /// A side learns that the connection is gone.
     Lost {

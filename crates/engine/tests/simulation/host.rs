@@ -1,13 +1,14 @@
 //! One side: its machine, its devices, memory and owner, and the workers that do what the machine says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use fastrand::Rng;
 use whimbrel_engine::proto::control::Table;
 use whimbrel_engine::proto::destination::{Destination, Site, Taken};
 use whimbrel_engine::proto::identity::DeviceIdentity;
-use whimbrel_engine::proto::intake::Intake;
+use whimbrel_engine::proto::join::{Expected, Secret};
+use whimbrel_engine::proto::lane_intake::LaneIntake;
 use whimbrel_engine::proto::negotiate::{Feature, Offer};
 use whimbrel_engine::proto::operation::{Command, Event, Now, Operation, OperationId, Place, Sent};
 use whimbrel_engine::proto::source::{self, Plan as SourcePlan};
@@ -19,6 +20,10 @@ use super::device::{Block, Device};
 use super::link::Frame;
 use super::phases::{destination_place, source_place};
 use super::plan::Plan;
+
+/// The migration's id, and its secret.
+pub(crate) const ID: u128 = 7;
+pub(crate) const SECRET: Secret = Secret::new([9; 32]);
 
 /// What a worker is given.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ pub(crate) enum Doing {
     Call(Fate),
     /// A frame that the link has no room for.
     Frame(Frame, u64),
+    /// The answers to connections that want to join.
+    Joining,
     /// The end, which is about to be reported.
     End(Result<whimbrel_engine::proto::operation::Done, Error>),
 }
@@ -68,6 +75,8 @@ pub(crate) struct Current {
     pub(crate) turn: u64,
     pub(crate) sent: Sent,
     pub(crate) pages: VecDeque<usize>,
+    /// The lanes that it has sent something on.
+    pub(crate) parts: u32,
     /// Whether the operation's own frame has gone out.
     pub(crate) is_out: bool,
     pub(crate) is_injected: bool,
@@ -160,7 +169,15 @@ pub(crate) struct Host {
     pub(crate) guest_state: u32,
     pub(crate) blob: Option<u32>,
     pub(crate) journal: Vec<Entry>,
-    pub(crate) intake: Intake,
+    pub(crate) intake: LaneIntake,
+    /// What has arrived on lanes that wait for others.
+    pub(crate) waiting: Vec<VecDeque<Frame>>,
+    /// The further connections that may join.
+    pub(crate) expected: Option<Expected>,
+    /// The connections in use at the source: more than one once all have joined.
+    pub(crate) lanes: u32,
+    /// The connections that have joined so far.
+    pub(crate) joined: u32,
     pub(crate) epoch: u64,
     /// The machine has been told that the connection is lost.
     pub(crate) is_told_lost: bool,
@@ -195,11 +212,13 @@ fn table(plan: &Plan) -> Table {
 impl Host {
     pub(crate) fn new(side: Side, plan: &Plan, rng: &mut Rng) -> Host {
         let is_source = side == Side::Source;
-        let features = plan.features[side as usize].iter().copied().collect();
+        let features: BTreeSet<Feature> = plan.features[side as usize].iter().copied().collect();
         let machine = match side {
             Side::Source => {
                 let needs = plan.has_blob.then_some(Feature::Blobs).into_iter().collect();
-                let offer = Offer::new(7, &features, &needs);
+                let has_lanes = features.contains(&Feature::Lanes);
+                let channels = if has_lanes { plan.channels[0] } else { 1 };
+                let offer = Offer::new(ID, &features, &needs).with_channels(channels);
                 let plan = SourcePlan { offer, table: table(plan), options: plan.source };
                 Machine::Source(Box::new(source::Source::new(plan, Duration::ZERO)))
             }
@@ -208,8 +227,8 @@ impl Host {
                     table: table(plan),
                     features,
                     journal: plan.has_journal.then(Vec::new),
-                    secret: None,
-                    options: plan.destination,
+                    secret: Some(SECRET),
+                    options: plan.destination.channels(plan.channels[1]),
                 };
                 Machine::Destination(Box::new(Destination::new(site, Duration::ZERO)))
             }
@@ -234,7 +253,11 @@ impl Host {
             guest_state: rng.u32(..),
             blob: None,
             journal: Vec::new(),
-            intake: Intake::new(),
+            intake: LaneIntake::new(),
+            waiting: vec![VecDeque::new(); 16],
+            expected: None,
+            lanes: 1,
+            joined: 0,
             epoch: 0,
             is_told_lost: false,
             last_arrival: Duration::ZERO,

@@ -26,6 +26,7 @@ mod faults;
 mod hands;
 mod happening;
 mod host;
+mod lanes;
 mod link;
 mod oracle;
 #[path = "../phases/mod.rs"]

@@ -61,7 +61,7 @@ impl Oracle {
         }
     }
 
-    fn complain(&mut self, what: impl Into<String>) {
+    pub(crate) fn complain(&mut self, what: impl Into<String>) {
         self.complaint.get_or_insert(what.into());
     }
 

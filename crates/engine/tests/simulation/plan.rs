@@ -55,6 +55,23 @@ pub(crate) enum Fault {
     Slow(Side),
     /// So many further calls of a side that change a device's state fail.
     FailArcs(Side, u32),
+    /// A lane breaks, one of this number or less. With `silent`, nobody is told.
+    CutLane { lane: u32, silent: bool },
+    /// A connection comes that must not join.
+    Stranger(Stranger),
+}
+
+/// What is wrong with a connection that must not join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stranger {
+    /// It does not know the secret.
+    Guesses,
+    /// It is of another migration.
+    Foreign,
+    /// Its lane is not one of the migration, or is the control connection.
+    Lane(u32),
+    /// Its lane has joined already, or it comes before the source's own.
+    Again,
 }
 
 impl Fault {
@@ -87,6 +104,10 @@ pub(crate) struct Plan {
     pub(crate) bandwidth: f64,
     pub(crate) latency: Duration,
     pub(crate) buffer: u64,
+    /// The connections that each side wants or allows, the control connection included.
+    pub(crate) channels: [u32; 2],
+    /// How fast each lane is, and how long its latency, beside the control connection.
+    pub(crate) lanes: Vec<(f64, f64)>,
     /// Longest usual duration of a call.
     pub(crate) call: Duration,
     pub(crate) source: SourceOptions,
@@ -162,6 +183,8 @@ impl Plan {
             bandwidth: log(rng, 3e6, 1e9),
             latency,
             buffer: log(rng, 4e3, 4e6) as u64,
+            channels: [1, 16],
+            lanes: Vec::new(),
             call: millis(rng, 0.01, 30.0),
             source,
             destination,
@@ -173,7 +196,19 @@ impl Plan {
             lie: None,
         };
         plan.decide_policy(rng);
+        if chance(rng, 50) {
+            plan.use_lanes(rng);
+        }
         plan
+    }
+
+    /// Spreads memory and state over several connections.
+    fn use_lanes(&mut self, rng: &mut Rng) {
+        self.channels = [rng.u32(2..=4), if chance(rng, 80) { 16 } else { rng.u32(1..=3) }];
+        self.lanes = (1..self.channels[0]).map(|_| (log(rng, 0.3, 3.0), log(rng, 0.3, 5.0))).collect();
+        // Memory of several stripes.
+        self.page_bytes = (64 << 10) << rng.u32(0..=2);
+        self.bandwidth = self.bandwidth.max(3e7);
     }
 
     /// What the source does about rounds that get no better, and about a migration that takes long.
@@ -232,7 +267,14 @@ impl Plan {
 
     fn fault(rng: &mut Rng) -> Fault {
         let side = Side::BOTH[rng.usize(..2)];
-        match rng.u8(..9) {
+        match rng.u8(..12) {
+            9 | 10 => Fault::CutLane { lane: rng.u32(1..=3), silent: chance(rng, 40) },
+            11 => Fault::Stranger(match rng.u8(..4) {
+                0 => Stranger::Guesses,
+                1 => Stranger::Foreign,
+                2 => Stranger::Lane(if rng.bool() { 0 } else { rng.u32(4..) }),
+                _ => Stranger::Again,
+            }),
             0 => Fault::Cancel(side),
             1 => Fault::Cut { silent: chance(rng, 40) },
             2 => Fault::Stall(millis(rng, 1.0, 20_000.0)),
@@ -291,6 +333,11 @@ impl Plan {
             self.pages = self.pages.max(40);
             (self.page_bytes, self.cpu_rate, self.bandwidth) = (64 << 10, 200.0, 1e7);
             self.source = self.source.downtime_limit(Duration::from_millis(1)).max_rounds(20);
+        }
+        if phase == "Lanes" {
+            self.features = [Feature::ALL.to_vec(), Feature::ALL.to_vec()];
+            self.use_lanes(rng);
+            self.channels[1] = 16;
         }
         if phase == "Ping" {
             self.features = [Feature::ALL.to_vec(), Feature::ALL.to_vec()];

@@ -14,7 +14,6 @@ use whimbrel_protocol::handover::{
 use super::coverage::{Blow, Side};
 use super::happening::Happening;
 use super::host::{Doing, End, Fate, Machine, Worker};
-use super::link::Frame;
 use super::plan::Lie;
 use super::world::World;
 
@@ -80,12 +79,13 @@ impl World {
         host.guest = false;
         if silent {
             for side in Side::BOTH {
-                self.link(side).is_silent = true;
+                for lane in self.lane_numbers(side) {
+                    self.lane(side, lane).is_silent = true;
+                }
             }
         } else if self.chance(50) && !self.link(side).is_closed {
-            // What the socket holds still goes out.
-            self.link(side).push(Frame::Fin, 1);
-            self.kick(side);
+            // What the sockets hold still goes out.
+            self.close(side);
             let delay = self.link(side).latency;
             self.after(delay, Happening::Refused { side: side.peer() });
         } else {

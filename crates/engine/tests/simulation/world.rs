@@ -13,7 +13,7 @@ use whimbrel_protocol::handover::JournalArbiter;
 use super::coverage::{Blow, Coverage, Side, names};
 use super::happening::{Due, Happening};
 use super::host::{Doing, End, Fate, Host, Item};
-use super::link::{Frame, Link};
+use super::link::Link;
 use super::oracle::Oracle;
 use super::plan::{Lie, Plan, When};
 
@@ -34,6 +34,8 @@ pub(crate) struct World {
     hosts: [Host; 2],
     /// By the side that sends.
     links: [Link; 2],
+    /// From the source to the destination, from lane 1 on.
+    pub(crate) lanes: Vec<Link>,
     pub(crate) oracle: Oracle,
     pub(crate) coverage: Coverage,
     pub(crate) arbiter: JournalArbiter,
@@ -47,7 +49,11 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
     let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000);
     let hosts = Side::BOTH.map(|side| Host::new(side, &plan, &mut rng));
     let links = [(); 2].map(|()| Link::new(plan.bandwidth, plan.latency, plan.buffer));
+    let lanes = plan.lanes.iter().map(|(speed, distance)| {
+        Link::new(plan.bandwidth * speed, plan.latency.mul_f64(*distance), plan.buffer)
+    });
     let mut world = World {
+        lanes: lanes.collect(),
         oracle: Oracle::new(&plan),
         rng,
         now: Duration::ZERO,
@@ -130,7 +136,7 @@ impl World {
             + (8 << 20);
         let options = (&self.plan.source, &self.plan.destination);
         let rounds = options.0.max_rounds + 2;
-        let transfer = Duration::from_secs_f64(bytes as f64 / self.plan.bandwidth) * 3;
+        let transfer = Duration::from_secs_f64(bytes as f64 / self.plan.bandwidth) * 10;
         let waits =
             options.0.timeout + options.1.timeout + (options.0.call_timeout + options.1.call_timeout) * 4;
         self.plan.calm + (transfer + waits + self.plan.call * 100) * rounds + Duration::from_mins(1)
@@ -175,25 +181,26 @@ impl World {
                 }
             }
             Happening::Listen => self.listen(),
-            Happening::Depart { side, departure } => self.depart(side, departure),
-            Happening::Arrive { side, generation, frame } => {
-                if self.link(side).generation == generation && !self.link(side).is_silent {
-                    self.arrive(side.peer(), frame);
+            Happening::Depart { side, lane, departure } => self.depart(side, lane, departure),
+            Happening::Arrive { side, lane, generation, frame } => {
+                let link = self.lane(side, lane);
+                if link.generation == generation && !link.is_silent {
+                    self.arrive(side.peer(), lane, frame);
                 }
             }
+            Happening::Answered { lane, is_joined } => self.answered(lane, is_joined),
+            Happening::LaneLost { lane } => self.lane_lost(lane),
             Happening::Lost { side } => self.lost(side, Error::Lost { side: "peer" }),
             Happening::Refused { side } => {
-                self.link(side).is_closed = true;
+                for lane in self.lane_numbers(side) {
+                    self.lane(side, lane).is_closed = true;
+                }
                 self.wake(side);
             }
             Happening::Fault(fault) if !self.is_calm => self.strike(fault),
             Happening::Fault(_) => {}
             Happening::Flow => {
-                let bandwidth = self.plan.bandwidth;
-                for side in Side::BOTH {
-                    self.link(side).set_bandwidth(bandwidth);
-                    self.kick(side);
-                }
+                self.flow(self.plan.bandwidth);
             }
             Happening::Calm => {
                 self.say(|_| "faults stop".into());
@@ -294,7 +301,10 @@ impl World {
                     && let Some(super::host::Machine::Destination(machine)) = &self.host(side).machine
                 {
                     let (table, features) = (machine.table().clone(), machine.features().clone());
-                    self.host(side).intake.open(&table, &features);
+                    let (channels, expected) = (machine.channels(), machine.joins());
+                    let host = self.host(side);
+                    host.intake.open(&table, &features, channels);
+                    host.expected = expected;
                 }
                 Oracle::starts(self, side, place, &operation);
                 let host = self.host(side);
@@ -314,10 +324,8 @@ impl World {
         let Some(machine) = &mut host.machine else { return };
         host.end = machine.end();
         self.say(|world| format!("{side:?} is over: {:?}", world.hosts[side as usize].end));
-        if !self.link(side).is_closed {
-            self.link(side).push(Frame::Fin, 1);
-            self.kick(side);
-        }
+        self.host(side).expected = None;
+        self.close(side);
         let delay = self.link(side).latency;
         self.after(delay, Happening::Refused { side: side.peer() });
         Oracle::finished(self, side);
@@ -342,30 +350,30 @@ impl World {
         }
     }
 
-    /// Lets the first frame of a direction leave.
-    pub(crate) fn kick(&mut self, side: Side) {
-        let link = self.link(side);
+    /// Lets the first frame of a connection leave.
+    pub(crate) fn kick(&mut self, side: Side, lane: u32) {
+        let link = self.lane(side, lane);
         if link.departing {
             return;
         }
         if let Some(takes) = link.leaving_takes() {
             link.departing = true;
             let departure = link.departure;
-            self.after(takes, Happening::Depart { side, departure });
+            self.after(takes, Happening::Depart { side, lane, departure });
         }
     }
 
-    fn depart(&mut self, side: Side, departure: u64) {
-        let link = self.link(side);
+    fn depart(&mut self, side: Side, lane: u32, departure: u64) {
+        let link = self.lane(side, lane);
         if link.departure != departure {
             return;
         }
         link.departing = false;
         let (latency, generation) = (link.latency, link.generation);
         if let Some(frame) = link.pop() {
-            self.after(latency, Happening::Arrive { side, generation, frame });
+            self.after(latency, Happening::Arrive { side, lane, generation, frame });
         }
-        self.kick(side);
+        self.kick(side, lane);
         self.wake(side);
     }
 

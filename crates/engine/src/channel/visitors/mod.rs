@@ -6,6 +6,7 @@
 //! bounded.
 
 mod joining;
+mod leaving;
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,9 +19,7 @@ use rustix::io::Errno;
 use super::bound::Bound;
 use super::visitor_stream::VisitorStream;
 use super::warnings::Warnings;
-use super::{
-    Channel, ChannelError, Joins, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError, new_secret,
-};
+use super::{ChannelError, Joins, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError, new_secret};
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
 use crate::proto::greeting::{Greeting, Terms};
@@ -38,12 +37,6 @@ pub(super) const MAX_GREETED: usize = 32;
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time after which a peer without a HELLO makes room for newer ones, if there are more than [`MAX_UNKNOWN`].
 const MIN_STAY: Duration = Duration::from_millis(500);
-/// The maximum number of refused peers at a time that have not closed their connections.
-const MAX_LEAVING: usize = 16;
-/// The time for a refused peer to read the reason.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The maximum that a refused peer may still send, in bytes.
-const MAX_IGNORED: usize = 1 << 20;
 /// The pause after the system ran out of descriptors or memory for a connection.
 const OUT_OF_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,7 +44,7 @@ const OUT_OF_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Visitors {
     unknown: Vec<Unknown>,
-    leaving: Vec<Leaving>,
+    leaving: Vec<leaving::Leaving>,
     /// The time until which no connection is accepted.
     paused: Option<Instant>,
     /// Set while the system is out of descriptors or memory for a connection.
@@ -91,16 +84,6 @@ enum Failure {
     Refused(String),
     /// One of the two sides does not accept the other's certificate.
     Untrusted(String),
-}
-
-/// A peer that was refused. Closing at once would discard the reason unread.
-#[derive(Debug)]
-struct Leaving {
-    stream: VisitorStream,
-    /// The reason is sent by it, unless that has been done.
-    sender: Option<Sender>,
-    deadline: Instant,
-    ignored: usize,
 }
 
 /// The treatment of new peers.
@@ -356,25 +339,6 @@ impl Visitors {
         }
     }
 
-    /// Reads the bytes that refused peers still send, and closes the connections of those that have left.
-    fn see_off(&mut self) {
-        let mut scrap = [0; 16 << 10];
-        let now = Instant::now();
-        self.leaving.retain_mut(|peer| {
-            while peer.deadline > now && peer.ignored < MAX_IGNORED {
-                match peer.stream.discard(&mut scrap) {
-                    Ok(0) => return false,
-                    Ok(count) => peer.ignored += count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return peer.tell(),
-                    // TLS has just failed, and its alert is on its way.
-                    Err(_) if peer.stream.has_failed() && peer.sender.is_some() && peer.tell() => {}
-                    Err(_) => return false,
-                }
-            }
-            false
-        });
-    }
-
     fn accept(&mut self, socket: &Bound, policy: Policy<'_>) -> Result<(), Errno> {
         // A bounded number at a time, so that present peers get their turn.
         for _ in 0..MAX_UNKNOWN {
@@ -422,38 +386,6 @@ impl Visitors {
             self.make_room();
         }
         Ok(())
-    }
-
-    /// Sends a peer the reason for its refusal, as far as that needs no wait.
-    fn refuse(&mut self, peer: Unknown, reason: &str) {
-        let Unknown { stream, mut sender, .. } = peer;
-        let reason = Control::Failed(Reason { reason: reason.to_string() });
-        let told = sender.send_now(&reason.into(), Until::now());
-        // TLS has told it the reason, or does so once both sides have agreed.
-        if told.is_ok() || stream.has_failed() {
-            if self.leaving.len() >= MAX_LEAVING {
-                self.leaving.remove(0);
-            }
-            let deadline = Instant::now() + LEAVE_TIMEOUT;
-            let mut peer = Leaving { stream, sender: Some(sender), deadline, ignored: 0 };
-            if peer.tell() {
-                self.leaving.push(peer);
-            }
-        }
-    }
-}
-
-impl Leaving {
-    /// Ends the stream after the reason, once that is possible. Returns whether the peer can still read it.
-    fn tell(&mut self) -> bool {
-        if self.stream.is_handshaking() {
-            return true;
-        }
-        match self.sender.take() {
-            None => true,
-            Some(_) if self.stream.has_failed() => self.stream.socket().shutdown_write().is_ok(),
-            Some(mut sender) => sender.finish(Until::now()).is_ok(),
-        }
     }
 }
 
