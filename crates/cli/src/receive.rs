@@ -19,6 +19,7 @@ use crate::progress::Bar;
 use crate::remedy;
 use crate::send::parse_address;
 use crate::signals::Signals;
+use crate::size;
 use crate::target::{Opened, Target, list};
 use crate::tls::{self, Protection};
 
@@ -41,6 +42,13 @@ pub(crate) struct Arguments {
     /// Timeout for data from the source, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
+    /// Allow the source this many connections at most, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=16))]
+    channels: u32,
+    /// Hold at most this much received device state that no device has taken yet, in bytes or with a unit such as 64MiB. Each
+    /// connection needs 3 MiB of it: with less, fewer are allowed
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_receive_memory)]
+    receive_memory: u64,
     /// Keep the devices open afterwards, until stdin ends or SIGINT or SIGTERM arrives. Otherwise they are closed, and
     /// their drivers may reset them
     #[arg(long)]
@@ -51,6 +59,14 @@ pub(crate) struct Arguments {
     journal: Option<PathBuf>,
     #[command(flatten)]
     protection: Protection,
+}
+
+/// Parses a size that is enough for one connection.
+fn parse_receive_memory(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        bytes if bytes < 4 << 20 => Err("expected at least 4MiB".to_string()),
+        bytes => Ok(bytes),
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -97,7 +113,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let bar = Bar::waiting(output, format!("waiting for {} at {address}", list(targets)));
     let names = opened.iter().map(|device| device.name().to_string()).collect();
     let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
-        .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
+        .options(
+            DestinationOptions::default()
+                .timeout(Duration::from_secs(arguments.timeout))
+                .channels(arguments.channels)
+                .receive_memory(arguments.receive_memory),
+        )
         .cancel(signals.cancel());
     if let Some(journal) = journal.take() {
         destination = destination.journal(journal);
@@ -177,6 +198,9 @@ impl fmt::Display for Taken {
             output::milliseconds(received.total_ms),
             received.rounds
         )?;
+        if let [_, _, ..] = &received.lane_bytes[..] {
+            write!(f, "\n  connections   {}", received.lane_bytes.len())?;
+        }
         if !received.confirmed {
             write!(
                 f,

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use parking_lot::Mutex;
 use whimbrel_engine::channel::{
-    Address, ConnectError, Stream, Tls, TlsError, TlsStream, Until, WaitError, connect, connect_once,
+    Address, ConnectError, Connector, Stream, Tls, TlsError, TlsStream, Until, WaitError, connect,
+    connect_once,
 };
 use whimbrel_engine::{Error, Journal, Outcome, Report, SendError, Source, SourceOptions};
 
@@ -55,6 +56,9 @@ pub(crate) struct Arguments {
     /// Send at most this much in a second, in bytes or with a unit such as 100MiB, also while the devices are stopped
     #[arg(long, value_name = "BYTES/S", value_parser = parse_bandwidth)]
     bandwidth: Option<NonZeroU64>,
+    /// Number of connections to spread memory and state over, 1 to 16. The destination may allow fewer
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    channels: u32,
     /// Number of pre-copy rounds after which --on-timeout applies
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
@@ -133,6 +137,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .downtime_limit(Duration::from_millis(arguments.downtime_limit))
         .max_rounds(arguments.max_rounds)
         .on_timeout(arguments.on_timeout.into())
+        .channels(arguments.channels)
         .timeout(timeout);
     options.downtime_max = arguments.downtime_max.map(Duration::from_millis);
     options.total_timeout = arguments.total_timeout.map(Duration::from_secs);
@@ -140,6 +145,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let samples = Arc::new(Mutex::new(Samples::default()));
     let mut source = Source::new(opened.into_iter().map(Opened::into_migratable).collect())
         .options(options)
+        .connector(match &tls {
+            Some(tls) => Connector::new(address.clone()).tls(tls.clone()),
+            None => Connector::new(address.clone()),
+        })
         .observer(Watching { inner: Bar::migration(output), samples: samples.clone(), began: Instant::now() })
         .cancel(signals.cancel());
     if let Some(journal) = journal {
@@ -312,6 +321,13 @@ impl fmt::Display for Text<'_> {
         writeln!(f, "  final bytes   {}", output::exact_bytes(report.final_bytes))?;
         writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;
         writeln!(f, "  throughput    {}", output::rate(report.throughput_bytes_per_s))?;
+        if let [_, _, ..] = &report.lanes[..] {
+            writeln!(f, "  connections   {}", report.lanes.len())?;
+            for (number, lane) in (1..).zip(&report.lanes) {
+                let (bytes, rate) = (output::exact_bytes(lane.wire_bytes), output::rate(lane.bytes_per_s));
+                writeln!(f, "    {number}: {bytes}, {rate} while it sent")?;
+            }
+        }
         let mut table = output::table(["ROUND", "DEVICE", "MEMORY", "TOOK", "LEFT", "EXPECTED DOWNTIME"]);
         output::align_right(&mut table, 0..6);
         for round in &report.round_list {

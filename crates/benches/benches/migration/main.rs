@@ -35,8 +35,8 @@ struct Move {
 enum Program {
     /// With so many devices' states after the memory.
     Bare(u64),
-    /// With so many devices whose state is measured; 0 is a single small one.
-    Whimbrel(u64),
+    /// With so many devices whose state is measured (0 is a single small one), over so many connections.
+    Whimbrel(u64, u32),
     /// QEMU, with so many connections; 0 is without multifd.
     Qemu(u32),
 }
@@ -46,8 +46,10 @@ impl Program {
         match self {
             Program::Bare(0) => "bare loop, 1 MiB".into(),
             Program::Bare(devices) => format!("bare loop, {devices} x 256 MiB after the memory"),
-            Program::Whimbrel(0) => "Whimbrel, 1 connection".into(),
-            Program::Whimbrel(devices) => format!("Whimbrel, {devices} devices of 256 MiB"),
+            Program::Whimbrel(0, channels) => format!("Whimbrel, {}", connections(channels)),
+            Program::Whimbrel(devices, channels) => {
+                format!("Whimbrel, {devices} devices of 256 MiB, {}", connections(channels))
+            }
             Program::Qemu(0) => "QEMU, plain".into(),
             Program::Qemu(channels) => format!("QEMU, multifd {channels}"),
         }
@@ -56,7 +58,7 @@ impl Program {
     /// The bytes of device state that it moves.
     fn state(self) -> u64 {
         match self {
-            Program::Bare(devices) | Program::Whimbrel(devices) => devices * DEVICE_STATE,
+            Program::Bare(devices) | Program::Whimbrel(devices, _) => devices * DEVICE_STATE,
             Program::Qemu(_) => 0,
         }
     }
@@ -67,8 +69,8 @@ impl Program {
         let moved = match self {
             Program::Bare(devices) => Peer::start("bare", devices, &there, is_touched)?
                 .take(|address| bare::send(noise, devices, address))?,
-            Program::Whimbrel(devices) => Peer::start("whimbrel", devices, &there, is_touched)?
-                .take(|address| whimbrel::send(noise, devices, address))?,
+            Program::Whimbrel(devices, channels) => Peer::start("whimbrel", devices, &there, is_touched)?
+                .take(|address| whimbrel::send(noise, devices, channels, address))?,
             Program::Qemu(channels) => match qemu {
                 Some(qemu) => qemu.migrate(noise, &there, is_touched, channels)?,
                 None => return Ok(None),
@@ -79,14 +81,23 @@ impl Program {
     }
 }
 
+fn connections(count: u32) -> String {
+    if count == 1 { "1 connection".into() } else { format!("{count} connections") }
+}
+
 /// The state of each of several devices, in bytes.
 const DEVICE_STATE: u64 = 256 << 20;
 
-const PROGRAMS: [Program; 8] = [
+const PROGRAMS: [Program; 13] = [
     Program::Bare(0),
-    Program::Whimbrel(0),
+    Program::Whimbrel(0, 1),
+    Program::Whimbrel(0, 2),
+    Program::Whimbrel(0, 4),
     Program::Bare(4),
-    Program::Whimbrel(4),
+    Program::Whimbrel(4, 1),
+    Program::Bare(8),
+    Program::Whimbrel(8, 1),
+    Program::Whimbrel(8, 4),
     Program::Qemu(0),
     Program::Qemu(1),
     Program::Qemu(2),

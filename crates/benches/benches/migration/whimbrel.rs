@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
-use whimbrel_engine::channel::{Address, Listener, Until, connect};
-use whimbrel_engine::{Destination, NoCpuLog, Source};
+use whimbrel_engine::channel::{Address, Connector, Listener, Until, connect};
+use whimbrel_engine::{Destination, NoCpuLog, Source, SourceOptions};
 use whimbrel_models::Model;
 use whimbrel_user::{Local, Migratable};
 
@@ -25,14 +25,20 @@ fn devices(count: u64) -> Result<Vec<Box<dyn Migratable>>> {
     (0..count.max(1)).map(open).collect()
 }
 
-pub(super) fn send(noise: &MemoryFile, count: u64, address: &str) -> Result<Move> {
+/// Sends over so many connections.
+pub(super) fn send(noise: &MemoryFile, count: u64, channels: u32, address: &str) -> Result<Move> {
     // Kept, so that unmapping it is not measured.
     let memory = Arc::new(noise.map(true)?);
     let devices = devices(count)?;
     let address: Address = address.parse()?;
     let stream = connect(&address, Until::timeout(PATIENCE))?;
     let start = Instant::now();
-    let report = Source::new(devices).memory(memory.clone(), NoCpuLog).send(stream).result?;
+    let report = Source::new(devices)
+        .memory(memory.clone(), NoCpuLog)
+        .options(SourceOptions::default().channels(channels))
+        .connector(Connector::new(address))
+        .send(stream)
+        .result?;
     let downtime = Duration::from_secs_f64(report.downtime_ms / 1e3);
     Ok(Move { took: start.elapsed(), downtime: Some(downtime) })
 }

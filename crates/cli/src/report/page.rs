@@ -56,6 +56,7 @@ pub(super) fn page(ended: Ended<'_>, samples: &Samples) -> Result<String, NotDra
                     }, &plots::rates(samples)?))
                     (rounds(ended))
                     (devices(ended))
+                    (connections(ended))
                     (transitions(ended))
                 }
             }
@@ -146,6 +147,22 @@ fn devices(ended: Ended<'_>) -> Markup {
                 number.to_string(),
                 output::bytes(device.device_bytes),
                 output::bytes(device.final_bytes),
+            ]
+        }),
+    )
+}
+
+fn connections(ended: Ended<'_>) -> Markup {
+    let headings = ["Connection", "Written", "Took", "Throughput"];
+    table(
+        "Connections",
+        headings,
+        (1..).zip(&ended.report.lanes).map(|(number, lane)| {
+            [
+                number.to_string(),
+                output::bytes(lane.wire_bytes),
+                output::milliseconds(lane.ms),
+                output::rate(lane.bytes_per_s),
             ]
         }),
     )

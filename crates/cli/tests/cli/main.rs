@@ -18,6 +18,7 @@ mod guest_reset;
 mod hand;
 mod hangs;
 mod lab;
+mod lanes;
 mod migration;
 mod partial;
 mod reconnect;

@@ -57,9 +57,15 @@ fn the_json_of_a_migration_is_as_the_schema_says() {
 fn the_page_of_a_migration_stands_alone_and_says_all() {
     let folder = TempDir::new().unwrap();
     let page = page(folder.path(), &["--downtime-limit=60000"], true);
-    for part in
-        ["Migration of model:accel", "Downtime", "PRE_COPY_P2P", "Rounds", "Transitions", "<figcaption>"]
-    {
+    for part in [
+        "Migration of model:accel",
+        "Downtime",
+        "PRE_COPY_P2P",
+        "Rounds",
+        "Connections",
+        "Transitions",
+        "<figcaption>",
+    ] {
         assert!(page.contains(part), "'{part}' is missing");
     }
     assert_eq!(page.matches("<svg").count(), 4, "downtime, data, rates and switchover");

@@ -68,6 +68,18 @@ fn a_device_moves_over_tls_to_the_host_that_was_asked_for() {
 }
 
 #[test]
+fn each_connection_of_a_migration_has_tls() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let receiver = receiver(&authority.options("127.0.0.1", 3000), &["--json"]);
+    let options = authority.options("source", 3000);
+    let sent = send(&receiver.address, &options, &["--channels=4", "--json"]).succeeded().json();
+    assert_eq!(sent["lanes"].as_array().unwrap().len(), 4);
+    let received = receiver.finish().succeeded().json();
+    assert_eq!(received["lane_bytes"].as_array().unwrap().len(), 4);
+}
+
+#[test]
 fn a_source_that_is_refused_says_why_and_its_device_was_not_touched() {
     let folder = TempDir::new().unwrap();
     let authority = Authority::new(folder.path(), "authority");

@@ -94,6 +94,10 @@ pub(crate) struct Coverage {
     /// Migrations that succeeded at both sides, and all.
     pub(crate) successes: u32,
     pub(crate) runs: u32,
+    /// Migrations over several connections that succeeded, whose lanes were cut, and that met a connection that must not join.
+    pub(crate) with_lanes: u32,
+    pub(crate) cut_lanes: u32,
+    pub(crate) strangers: u32,
 }
 
 impl Coverage {
@@ -116,6 +120,9 @@ impl Coverage {
         }
         self.successes += other.successes;
         self.runs += other.runs;
+        self.with_lanes += other.with_lanes;
+        self.cut_lanes += other.cut_lanes;
+        self.strangers += other.strangers;
     }
 
     /// Whether no run has met the cell of this number.

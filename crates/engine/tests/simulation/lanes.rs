@@ -150,6 +150,7 @@ impl World {
             return;
         }
         let lane = lane.min(lanes);
+        self.coverage.cut_lanes = 1;
         self.lane(Side::Source, lane).break_off(silent);
         if !silent {
             let delay = Duration::from_micros(self.rng.u64(..2000));
@@ -177,8 +178,10 @@ impl World {
             Stranger::Again if self.hosts()[0].lanes == 1 => return,
             Stranger::Again => Join::new(ID, SECRET, Purpose::Lane(1)),
         };
-        let host = self.host(Side::Destination);
-        if host.expected.as_mut().is_some_and(|expected| expected.admit(&join).is_ok()) {
+        let Some(expected) = &mut self.host(Side::Destination).expected else { return };
+        let is_admitted = expected.admit(&join).is_ok();
+        self.coverage.strangers = 1;
+        if is_admitted {
             self.oracle.complain(format!("a stranger joins: {stranger:?}"));
         }
     }

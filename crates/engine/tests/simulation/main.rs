@@ -1,4 +1,4 @@
-//! Thousands of simulated migrations: both machines with simulated devices, memory, owners and a link, in which anything
+//! Thousands of simulated migrations: both machines with simulated devices, memory, owners and links, in which anything
 //! fails at any moment. An oracle complains of two running copies, of state that differs, of ends that are not true, and of
 //! machines that do not end.
 //!
@@ -112,6 +112,8 @@ fn part(part: u64) {
         }
         assert_eq!(coverage.missing(), Vec::<String>::new(), "phases that were not met by a fault");
         assert!(coverage.successes * 10 > coverage.runs, "{} succeeded", coverage.successes);
+        let lanes = (coverage.with_lanes, coverage.cut_lanes, coverage.strangers);
+        assert!(lanes.0 * 40 > coverage.runs && lanes.1 > 10 && lanes.2 > 10, "lanes: {lanes:?}");
     }
 }
 

@@ -74,6 +74,7 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
     let complaint = world.oracle.complaint.take();
     if complaint.is_none() && world.is_success() {
         world.coverage.successes = 1;
+        world.coverage.with_lanes = u32::from(world.hosts[0].lanes > 1);
     }
     Outcome { complaint, coverage: world.coverage, trace: world.trace.unwrap_or_default() }
 }
