@@ -24,10 +24,10 @@ fn figures(list: &Value) -> Vec<u64> {
 fn devices_move_over_four_connections_each_over_its_own() {
     let receiver = receiver(&[]);
     let sent = send(&receiver.address, &["--channels=4", "--json"]).succeeded().json();
-    let received = receiver.finish().succeeded().json();
+    let taken = receiver.finish().succeeded().json();
     assert_eq!(sent["lanes"].as_array().unwrap().len(), 4);
     // The accels' states are on the first and the third, and the fourth has nothing to carry.
-    let bytes = figures(&received["lane_bytes"]);
+    let bytes = figures(&taken["lane_bytes"]);
     assert_eq!(bytes.iter().sum::<u64>(), sent["device_bytes"].as_u64().unwrap());
     assert!(bytes[0] >= 2 << 20 && bytes[2] >= 3 << 20 && bytes[1] < 4096 && bytes[3] == 0, "{bytes:?}");
 }

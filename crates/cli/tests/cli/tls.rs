@@ -75,8 +75,8 @@ fn each_connection_of_a_migration_has_tls() {
     let options = authority.options("source", 3000);
     let sent = send(&receiver.address, &options, &["--channels=4", "--json"]).succeeded().json();
     assert_eq!(sent["lanes"].as_array().unwrap().len(), 4);
-    let received = receiver.finish().succeeded().json();
-    assert_eq!(received["lane_bytes"].as_array().unwrap().len(), 4);
+    let taken = receiver.finish().succeeded().json();
+    assert_eq!(taken["lane_bytes"].as_array().unwrap().len(), 4);
 }
 
 #[test]

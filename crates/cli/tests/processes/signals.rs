@@ -53,8 +53,9 @@ fn at_the_source(phase: source::Phase) -> Reach {
         | Phase::Back(Back::Query | Back::Quiesce | Back::Run | Back::Owner | Back::Tell) => {
             Reach::After("Stop", 0, "STOP_COPY")
         }
-        // PING needs more state to send, and only a migration with memory slows its owner.
+        // PING needs more state to send, lanes need an option, and only a migration with memory slows its owner.
         Phase::Ping
+        | Phase::Lanes
         | Phase::Slow
         | Phase::Back(Back::Reset)
         | Phase::Settle(Then::Park | Then::Release)

@@ -51,7 +51,7 @@ impl Share {
         let lanes = u64::from(self.lanes);
         let stripe = address / STRIPE;
         let behind = (u64::from(self.lane) + lanes - stripe % lanes) % lanes;
-        if behind == 0 { address } else { (stripe + behind).checked_mul(STRIPE).unwrap_or(u64::MAX) }
+        if behind == 0 { address } else { (stripe + behind).saturating_mul(STRIPE) }
     }
 
     /// Returns the end of the stripe of this lane that `address` lies in.

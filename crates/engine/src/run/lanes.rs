@@ -27,7 +27,7 @@ pub(super) fn open_lanes(
     turn: &Turn<'_>,
 ) -> Result<(), Error> {
     transfer.with_interrupt(turn, |interrupt, timeout| {
-        let until = Until::new(Instant::now() + PATIENCE.min(timeout - timeout / 8), interrupt);
+        let until = Until::new(Instant::now() + PATIENCE.min(timeout / 8 * 7), interrupt);
         let mut lanes = Vec::new();
         for lane in 1..channels {
             let join = Join::new(migration, secret, Purpose::Lane(lane));

@@ -61,7 +61,9 @@ pub(crate) fn receive(stream: Vec<u8>) -> Result<Taken, Error> {
             }
             None => match side.next(0, &mut receiver) {
                 Ok(controls) => {
-                    controls.into_iter().for_each(|control| machine.input(Event::Received(control), now));
+                    for control in controls {
+                        machine.input(Event::Received(control), now);
+                    }
                 }
                 Err(error) => {
                     side.is_lost = true;

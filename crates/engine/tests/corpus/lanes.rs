@@ -130,7 +130,9 @@ pub(crate) fn receive(streams: [Vec<u8>; CHANNELS], order: &[usize]) -> Result<T
                 };
                 match read(&mut lanes[channel], &mut side, expected.as_mut()) {
                     Ok(controls) => {
-                        controls.into_iter().for_each(|control| machine.input(Event::Received(control), now))
+                        for control in controls {
+                            machine.input(Event::Received(control), now);
+                        }
                     }
                     Err(error) => {
                         // A lost lane is a lost connection.

@@ -5,6 +5,7 @@
 mod account;
 mod dialogue;
 mod json;
+mod lanes;
 pub(crate) mod setup;
 pub(crate) mod wire;
 
@@ -13,6 +14,7 @@ use serde_json::Value;
 pub(crate) use account::{Account, account};
 pub(crate) use dialogue::{Streams, check};
 use json::Keys;
+pub(crate) use lanes::merged;
 
 /// What a frame says.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_engine::channel::{
     Address, Channel, Connect, Connector, ConnectorError, Joins, Listener, Receiver, Sender, Stream, Tls,
@@ -19,10 +20,11 @@ use whimbrel_engine::proto::lanes::STRIPE;
 use whimbrel_engine::{Phase, Progress};
 use whimbrel_user::State;
 
+use crate::decoder::{account, decode, merged};
 use crate::live::assert_same_memory;
 use crate::support::certificates::trusting;
 use crate::support::engine::{Error, Feature, Outcome};
-use crate::support::{At, Ended, Rig, Shape};
+use crate::support::{At, Ended, Recorder, Rig, Shape, Written};
 
 /// Two regions, neither of a round size, one of which begins in the middle of a stripe.
 const REGIONS: [(u64, usize); 2] =
@@ -171,24 +173,36 @@ fn a_destination_may_allow_fewer_connections_or_none() {
 
 #[test]
 fn a_program_without_a_listener_hands_the_connections_over_itself() {
-    /// Connects by handing the other end over.
-    struct Handing(Joins);
+    /// Connects by handing the other end over, and records what is written.
+    struct Handing(Joins, Arc<Mutex<Vec<Written>>>);
 
     impl Connect for Handing {
         fn connect(&mut self, _: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
             let (left, right) = UnixStream::pair()?;
             let joins = self.0.clone();
             thread::spawn(move || joins.join(Stream::from(right), until()).unwrap());
-            Ok(Arc::new(Stream::from(left)))
+            let (left, written) = Recorder::new(Stream::from(left));
+            self.1.lock().push(written);
+            Ok(Arc::new(left))
         }
     }
 
-    let joins = Joins::new();
+    let (joins, written) = (Joins::new(), Arc::new(Mutex::new(Vec::new())));
     let mut rig = rig();
     rig.options = rig.options.channels(3);
     rig.there_joins = Some(joins.clone());
     let (left, right) = UnixStream::pair().unwrap();
-    let ended = rig.migrate_unchecked(left.into(), right.into(), |source| source.connector(Handing(joins)));
+    let (left, control) = Recorder::new(left.into());
+    let handing = Handing(joins, written.clone());
+    let ended = rig.migrate_unchecked(left, right.into(), |source| source.connector(handing));
+    // By a decoder that shares no code with the engine.
+    let lanes: Vec<_> = written.lock().iter().map(|lane| decode(&lane.bytes()).unwrap()).collect();
+    let account = account(&merged(&decode(&control.bytes()).unwrap(), &lanes).unwrap()).unwrap();
+    let report = ended.sent.as_ref().unwrap();
+    let memory: u64 = account.memory.iter().map(|(_, length, _)| length).sum();
+    let state: usize = account.devices.iter().map(|device| device.state.len()).sum();
+    assert_eq!((memory, state as u64), (report.memory_bytes, report.device_bytes));
+    assert!(account.is_handed_over && account.rounds == report.rounds);
     assert_migrated(ended, 3);
 }
 

@@ -8,6 +8,7 @@ use whimbrel_engine::proto::operation::{Done, Event, Operation, Place, Sent};
 use super::coverage::Side;
 use super::happening::Happening;
 use super::host::{Current, Doing, Fate, Item};
+use super::lanes::join_next;
 use super::link::{Frame, HEADER};
 use super::oracle::Oracle;
 use super::world::World;
@@ -268,7 +269,7 @@ impl World {
             Operation::OpenLanes { channels, .. } => {
                 let channels = *channels;
                 current.parts = part;
-                self.join_next(part, channels)
+                join_next(part, channels)
             }
             Operation::MarkLanes(number) if part < lanes => {
                 current.parts = part;

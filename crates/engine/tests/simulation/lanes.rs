@@ -69,16 +69,6 @@ impl World {
         }
     }
 
-    /// The source's next connection that wants to join, of so many in all; then the wait for the answers.
-    pub(crate) fn join_next(&mut self, lane: u32, channels: u32) -> Next {
-        if lane < channels {
-            let join = Join::new(ID, SECRET, Purpose::Lane(lane));
-            Next::Frame(Frame::Join { lane, join }, 200)
-        } else {
-            Next::Join
-        }
-    }
-
     /// A connection wants to join at the destination.
     pub(crate) fn joins(&mut self, lane: u32, join: &Join) {
         let host = self.host(Side::Destination);
@@ -204,5 +194,15 @@ impl World {
                 self.take_in(Side::Destination, lane, frame);
             }
         }
+    }
+}
+
+/// The source's next connection that wants to join, of so many in all; then the wait for the answers.
+pub(crate) fn join_next(lane: u32, channels: u32) -> Next {
+    if lane < channels {
+        let join = Join::new(ID, SECRET, Purpose::Lane(lane));
+        Next::Frame(Frame::Join { lane, join }, 200)
+    } else {
+        Next::Join
     }
 }

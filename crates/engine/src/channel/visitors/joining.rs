@@ -48,7 +48,7 @@ impl Visitors {
         let Unknown { stream, name, sender, receiver, since, accepted } = peer;
         match joins.take(join, sender, receiver) {
             Ok(()) => {
-                tracing::debug!(peer = %name, purpose = ?join.purpose, "a connection joins the migration")
+                tracing::debug!(peer = %name, purpose = ?join.purpose, "a connection joins the migration");
             }
             Err(back) => {
                 let (sender, receiver) = *back;

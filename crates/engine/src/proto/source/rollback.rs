@@ -100,7 +100,10 @@ impl Source {
 
     /// Continues without the calls that do not return.
     pub(super) fn give_up_pending(&mut self) {
-        for (place, operation) in self.pending.abandon() {
+        // The owner may hang in what comes before its resumption.
+        let is_to_resume = self.pending.any(|_, operation| *operation == Operation::Resume);
+        for (place, first) in self.pending.abandon() {
+            let operation = if place == Place::Owner && is_to_resume { Operation::Resume } else { first };
             let error = self.overdue_error(place, &operation);
             tracing::warn!(%error, "going on without it");
             if self.phase != Phase::Release

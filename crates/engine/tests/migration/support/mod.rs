@@ -18,5 +18,6 @@ pub(crate) use control::{At, Control};
 pub(crate) use device::{Shape, open_any, open_in};
 pub(crate) use program::Program;
 pub(crate) use proxy::{Cut, Throttle, proxy, proxy_through};
+pub(crate) use recorder::{Recorder, Written};
 pub(crate) use rig::{Ended, Memory, OwnLog, Rig, Side, Unit, memory, migrate_between, to_device};
 pub(crate) use watch::on_phase;

@@ -369,7 +369,7 @@ impl Rig {
     /// As [`Rig::migrate_with`], but what both sides write is not checked.
     pub(crate) fn migrate_unchecked(
         mut self,
-        left: Stream,
+        left: impl Channel + 'static,
         right: Stream,
         change: impl FnOnce(Source) -> Source,
     ) -> Ended {
