@@ -64,6 +64,12 @@ pub(crate) fn input(streams: &[Vec<u8>; CHANNELS]) -> Vec<u8> {
     input
 }
 
+/// As [`input`], after empty pieces in this order.
+pub(crate) fn input_in(streams: &[Vec<u8>; CHANNELS], order: &[usize]) -> Vec<u8> {
+    let empty = order.iter().flat_map(|channel| [*channel as u8, 0, 0]);
+    empty.chain(input(streams)).collect()
+}
+
 const PIECE: usize = 200;
 
 /// A connection.

@@ -149,6 +149,35 @@ fn with_secret(stream: &[u8]) -> Vec<u8> {
     stream::sealed(&changed)
 }
 
+/// A little of what the fuzzer does: changed bytes, and pieces that come twice, elsewhere or not at all.
+#[test]
+fn changed_streams_over_lanes_come_to_an_end() {
+    let whole = from_source_with_lanes();
+    let (streams, order) = lanes::streams(&whole);
+    let mut rng = fastrand::Rng::with_seed(7);
+    for _ in 0..600 {
+        let mut changed = streams.clone();
+        for _ in 0..rng.usize(1..4) {
+            let stream = &mut changed[rng.usize(..lanes::CHANNELS)];
+            let at = rng.usize(..stream.len());
+            let end = (at + rng.usize(1..200)).min(stream.len());
+            match rng.u8(..4) {
+                0 => stream[at] ^= 1 << rng.u8(..8),
+                1 => drop(stream.drain(at..end)),
+                2 => stream.extend_from_within(at..end),
+                _ => stream[at..end].rotate_left(1),
+            }
+            if stream.is_empty() {
+                stream.push(0);
+            }
+        }
+        // Some are read in another order.
+        let order = if rng.bool() { order.clone() } else { vec![0; rng.usize(..4)] };
+        let input = lanes::input_in(&changed, &order);
+        lanes::run(&input);
+    }
+}
+
 /// What a destination answers to the target's source.
 fn from_destination() -> Vec<u8> {
     let (left, right) = UnixStream::pair().unwrap();
