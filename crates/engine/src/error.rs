@@ -134,6 +134,27 @@ pub enum Error {
         /// Source or destination.
         side: &'static str,
     },
+    /// The connection was lost in pre-copy, and was not replaced in time.
+    #[error(
+        "{cause}; {} within {} ms{}",
+        if *side == crate::proto::SOURCE {
+            "the source did not come back on another connection"
+        } else {
+            "the destination could not be reached again"
+        },
+        waited.as_millis(),
+        last.as_ref().map_or_else(String::new, |last| format!(" ({last})"))
+    )]
+    NotResumed {
+        /// Source or destination: the other side.
+        side: &'static str,
+        /// The time waited.
+        waited: Duration,
+        /// The error of the connection.
+        cause: Box<Error>,
+        /// The error of the last attempt to replace it.
+        last: Option<Box<Error>>,
+    },
     /// Writing to the link failed.
     #[error("sending failed: {}", named(.0))]
     Link(io::Error),
@@ -403,8 +424,18 @@ impl Error {
     pub(crate) fn is_of_the_link(&self) -> bool {
         matches!(
             self,
-            Error::Link(_) | Error::Tls(_) | Error::Silent { .. } | Error::Lost { .. } | Error::Peer { .. }
+            Error::Link(_)
+                | Error::Tls(_)
+                | Error::Silent { .. }
+                | Error::Lost { .. }
+                | Error::NotResumed { .. }
+                | Error::Peer { .. }
         )
+    }
+
+    /// Returns whether the connection is broken, without a fault of the other side.
+    pub(crate) const fn is_a_break(&self) -> bool {
+        matches!(self, Error::Link(_) | Error::Silent { .. } | Error::Lost { .. })
     }
 
     /// Returns a general hint for the operator, if there is one.
@@ -426,7 +457,7 @@ impl Error {
             Error::Silent { .. } => Some(
                 "check that the other side still runs and that the network works; its own log may say more",
             ),
-            Error::Lost { .. } => Some(
+            Error::Lost { .. } | Error::NotResumed { .. } => Some(
                 "check whether the other side still runs, and read its log: it has failed or was killed, or the network ended \
                  the connection",
             ),

@@ -10,6 +10,8 @@ pub enum Phase {
     Greeting,
     /// A pre-copy round, numbered from 1.
     Round(u32),
+    /// The connection was lost in pre-copy, and is replaced. The devices continue at the source.
+    Reconnecting,
     /// The devices are stopped and the rest is transferred.
     Switchover,
     /// The migration has failed, and the devices are returned to RUNNING.

@@ -50,6 +50,10 @@ pub struct Report {
     pub lanes: Vec<LaneReport>,
     /// The throughput, as measured over the rounds.
     pub throughput_bytes_per_s: f64,
+    /// The number of connections that were lost in pre-copy and replaced.
+    pub reconnections: u32,
+    /// The time in which there was none, in milliseconds.
+    pub reconnecting_ms: f64,
     /// The source of the CPUs' dirty pages.
     pub cpu_log: Option<CpuDirtyChoice>,
     /// Problems that did not harm the migration.

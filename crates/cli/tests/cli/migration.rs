@@ -57,6 +57,8 @@ fn a_device_moves_from_one_process_to_another() {
                 "memory_bytes",
                 "migration",
                 "predicted_downtime_ms",
+                "reconnecting_ms",
+                "reconnections",
                 "round_list",
                 "round_trip_ms",
                 "rounds",
@@ -81,6 +83,7 @@ fn a_device_moves_from_one_process_to_another() {
                 "lane_bytes",
                 "memory_bytes",
                 "migration",
+                "reconnections",
                 "rounds",
                 "total_ms",
                 "warnings"

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::identity::DeviceIdentity;
-use super::join::Join;
+use super::join::{Join, Resumed};
 use super::negotiate::{Accept, Offer};
 use crate::set::RamRegion;
 
@@ -73,6 +73,17 @@ pub enum Control {
     Join(Join),
     /// Destination: the connection belongs to the migration.
     Joined,
+    /// Destination, first frame on a connection that replaces a lost one: what it has of the source.
+    Resumed(Resumed),
+    /// Destination, if a lost connection can be replaced: state of a device has arrived.
+    StateTaken {
+        /// Number of the device, from 0.
+        device: u32,
+        /// Bytes of its state that have arrived, in whole frames.
+        bytes: u64,
+    },
+    /// Source, if a lost connection can be replaced: the devices are about to stop. From here on it cannot be.
+    Stopping,
 }
 
 impl Control {
@@ -97,6 +108,9 @@ impl Control {
             Control::Mark { .. } => "MARK",
             Control::Join(_) => "JOIN",
             Control::Joined => "JOINED",
+            Control::Resumed(_) => "RESUMED",
+            Control::StateTaken { .. } => "STATE_TAKEN",
+            Control::Stopping => "STOPPING",
         }
     }
 }

@@ -122,6 +122,12 @@ whimbrel_uapi::numbered_enum! {
         Padding = 21 => "PADDING",
         /// Source, on a further connection: everything before the control message of this number has been sent here.
         Mark = 22 => "MARK",
+        /// The destination has this much of the source's data, on a connection that replaces a lost one.
+        Resumed = 23 => "RESUMED",
+        /// The destination has bytes of a device's state.
+        StateTaken = 24 => "STATE_TAKEN",
+        /// The source is about to stop the devices.
+        Stopping = 25 => "STOPPING",
         /// Source, first frame of a further connection: the migration that it belongs to.
         Join = 64 => "JOIN",
         /// Destination: the connection belongs to the migration.

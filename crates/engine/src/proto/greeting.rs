@@ -3,6 +3,7 @@
 //! It is complete once the table is well-formed. Only the machine of the destination compares the table with its own devices.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::control::Table;
 use super::join::{MAX_CHANNELS, Secret};
@@ -18,12 +19,19 @@ pub struct Terms {
     pub journal: Option<Vec<u128>>,
     /// The maximum number of connections in all.
     pub channels: u32,
+    /// The time to wait for the replacement of a connection that is lost in pre-copy. Zero: it is not replaced.
+    pub reconnect: Duration,
 }
 
 impl Default for Terms {
     /// Every feature of this release, and no journal.
     fn default() -> Terms {
-        Terms { features: BTreeSet::from(Feature::ALL), journal: None, channels: MAX_CHANNELS }
+        Terms {
+            features: BTreeSet::from(Feature::ALL),
+            journal: None,
+            channels: MAX_CHANNELS,
+            reconnect: Duration::ZERO,
+        }
     }
 }
 
@@ -36,15 +44,16 @@ impl Terms {
 
     /// Returns the answer to a source that is accepted. `secret` is for its further connections, if it is to have any.
     pub fn accept(&self, offer: &Offer, features: &BTreeSet<Feature>, secret: Option<Secret>) -> Accept {
-        accept(offer, features, self.channels, secret)
+        accept(offer, features, (self.channels, self.reconnect), secret)
     }
 }
 
-/// Returns the answer to an offer of which these features are in use.
+/// Returns the answer to an offer of which these features are in use. `most` are the maximum number of connections, and the
+/// time to wait for one in place of a lost one.
 pub(super) fn accept(
     offer: &Offer,
     features: &BTreeSet<Feature>,
-    most: u32,
+    (most, reconnect): (u32, Duration),
     secret: Option<Secret>,
 ) -> Accept {
     let secret = secret.filter(|_| features.iter().any(|feature| feature.joins()));
@@ -52,7 +61,11 @@ pub(super) fn accept(
     let most = if secret.is_some() { most } else { 1 };
     let is_asked = offer.channels.is_some() && features.contains(&Feature::Lanes);
     let channels = is_asked.then(|| negotiate::channels(offer, features, most));
-    Accept { channels, secret, ..Accept::new(features) }
+    // A migration with several connections ends with each of them.
+    let is_single = channels.unwrap_or(1) == 1;
+    let reconnect_ms =
+        secret.filter(|_| is_single).and_then(|_| negotiate::reconnect_ms(offer, features, reconnect));
+    Accept { channels, secret, reconnect_ms, ..Accept::new(features) }
 }
 
 /// Refuses the id of a migration that the journal cannot take: nothing of this one may join the records of another.
@@ -133,8 +146,23 @@ mod tests {
         assert_eq!(answer(&offered, 16), (Some(4), secret));
         assert_eq!(answer(&offered, 2), (Some(2), secret));
         assert_eq!(answer(&offered, 1), (Some(1), secret));
-        assert_eq!(answer(&offer(1).with_channels(1), 16), (None, None));
+        assert_eq!(answer(&offer(1).with_channels(1).with_reconnect(Duration::ZERO), 16), (None, None));
         let without = Terms::default().accept(&offered, &BTreeSet::from(Feature::ALL), None);
         assert_eq!((without.channels, without.secret), (Some(1), None));
+    }
+
+    #[test]
+    fn a_lost_connection_is_replaced_if_it_is_the_only_one() {
+        let seconds = Duration::from_secs;
+        let answer = |offer: &Offer, channels| {
+            let terms = Terms { channels, reconnect: seconds(9), ..Terms::default() };
+            let features = terms.choose(offer).unwrap();
+            terms.accept(offer, &features, Some(Secret::new([7; 32]))).reconnect_ms
+        };
+        let offered = offer(1).with_reconnect(seconds(4));
+        assert_eq!(answer(&offered.clone().with_channels(1), 16), Some(4000));
+        assert_eq!(answer(&offered.clone().with_channels(4), 16), None);
+        assert_eq!(answer(&offered.with_channels(4), 1), Some(4000));
+        assert_eq!(answer(&offer(1), 1), None);
     }
 }

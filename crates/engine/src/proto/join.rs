@@ -85,6 +85,18 @@ impl Join {
 pub enum Purpose {
     /// A lane, by its number from 1: it carries memory and state. Lane 0 is the control connection.
     Lane(u32),
+    /// The replacement of a connection that was lost in pre-copy. The number is that of the attempt, from 1: a connection that
+    /// arrives late replaces no newer one.
+    Resumption(u32),
+}
+
+/// The destination's answer on a connection that replaces a lost one: what it has of the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// The last round that it has processed; 0 before the first.
+    pub round: u32,
+    /// The bytes of each device's state that have arrived.
+    pub devices: Vec<u64>,
 }
 
 /// The refusal of a further connection. It has one reason only, so that nothing is told to a peer that guesses.
@@ -100,22 +112,38 @@ pub struct Expected {
     secret: Secret,
     /// The lanes that have not joined yet.
     lanes: BTreeSet<u32>,
+    /// The number of the last replacement of the control connection, if it can be replaced.
+    resumption: Option<u32>,
 }
 
 impl Expected {
     /// Returns the expectation of a migration with so many connections in all, of which the control connection exists.
     pub fn new(migration: u128, secret: Secret, channels: u32) -> Expected {
         let lanes = (1..channels.min(MAX_CHANNELS)).collect();
-        Expected { migration: format!("{migration:032x}"), secret, lanes }
+        Expected { migration: format!("{migration:032x}"), secret, lanes, resumption: None }
     }
 
-    /// Takes a connection in, if it is expected. Each lane is taken once.
+    /// Expects replacements of the control connection as well.
+    #[must_use]
+    pub fn resumptions(self) -> Expected {
+        Expected { resumption: Some(0), ..self }
+    }
+
+    /// Takes a connection in, if it is expected. Each lane is taken once, and each replacement has a higher number than the
+    /// one before it.
     pub fn admit(&mut self, join: &Join) -> Result<(), NoSuchMigration> {
         // Both are compared, whatever the first comparison says.
         let is_known = (join.secret == self.secret) & join.migration.eq_ignore_ascii_case(&self.migration);
         let is_expected = is_known
             && match &join.purpose {
                 Purpose::Lane(lane) => self.lanes.remove(lane),
+                Purpose::Resumption(number) => match &mut self.resumption {
+                    Some(last) if *last < *number => {
+                        *last = *number;
+                        true
+                    }
+                    _ => false,
+                },
             };
         if is_expected { Ok(()) } else { Err(NoSuchMigration) }
     }
@@ -154,6 +182,21 @@ mod tests {
         let foreign = Join::new(8, SECRET, Purpose::Lane(1));
         assert_eq!(expected.admit(&foreign), Err(NoSuchMigration));
         assert_eq!(expected.admit(&lane(1)), Ok(()));
+    }
+
+    #[test]
+    fn a_replacement_joins_if_it_is_newer_than_the_last_one() {
+        let resumption = |number| Join::new(7, SECRET, Purpose::Resumption(number));
+        let mut expected = Expected::new(7, SECRET, 1);
+        assert_eq!(expected.admit(&resumption(1)), Err(NoSuchMigration), "there are none");
+        expected = expected.resumptions();
+        let foreign = Join { secret: Secret::new([0; SECRET_BYTES]), ..resumption(9) };
+        assert_eq!(expected.admit(&foreign), Err(NoSuchMigration));
+        for (number, is_newer) in
+            [(0, false), (1, true), (1, false), (5, true), (4, false), (5, false), (6, true)]
+        {
+            assert_eq!(expected.admit(&resumption(number)).is_ok(), is_newer, "{number}");
+        }
     }
 
     #[test]

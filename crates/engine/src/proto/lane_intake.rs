@@ -36,6 +36,12 @@ impl LaneIntake {
         LaneIntake::default()
     }
 
+    /// Confirms state after so many bytes: see [`Intake::confirms_after`].
+    #[must_use]
+    pub fn confirms_after(self, bytes: u64) -> LaneIntake {
+        LaneIntake { intake: self.intake.confirms_after(bytes), ..self }
+    }
+
     /// Accepts the contents of an accepted table from here on, with the features and the number of connections in use.
     pub fn open(&mut self, table: &Table, features: &BTreeSet<Feature>, channels: u32) {
         self.intake.open(table, features);
@@ -66,6 +72,16 @@ impl LaneIntake {
         let ends = self.intake.state(device, bytes, ends)?;
         self.count(lane, bytes as u64);
         Ok(ends)
+    }
+
+    /// Returns the devices whose state is to be confirmed: see [`Intake::unconfirmed`].
+    pub fn unconfirmed(&mut self) -> Vec<(u32, u64)> {
+        self.intake.unconfirmed()
+    }
+
+    /// Continues on another control connection, which is the only one: see [`Intake::resume`].
+    pub fn resume(&mut self) -> Vec<u64> {
+        self.intake.resume()
     }
 
     /// Takes in the setup of a device.

@@ -174,6 +174,9 @@ impl<'a> Message<'a> {
                 Control::Mark { .. } => Kind::Mark,
                 Control::Join(_) => Kind::Join,
                 Control::Joined => Kind::Joined,
+                Control::Resumed(_) => Kind::Resumed,
+                Control::StateTaken { .. } => Kind::StateTaken,
+                Control::Stopping => Kind::Stopping,
             },
             Message::Memory { .. } => Kind::Memory,
             Message::MemoryZero { .. } => Kind::MemoryZero,
@@ -283,11 +286,12 @@ fn control_payload(control: &Control) -> Vec<u8> {
         Control::Running(running) => json(running),
         Control::Failed(reason) | Control::Abort(reason) => json(&reason.for_people()),
         Control::Join(join) => json(join),
-        Control::Handover | Control::Joined => Vec::new(),
+        Control::Resumed(resumed) => json(resumed),
+        Control::Handover | Control::Joined | Control::Stopping => Vec::new(),
         Control::Round { number, initial } => numbered(*number, u32::from(*initial) * INITIAL_DONE),
         Control::RoundDone { number } | Control::Mark { number } => numbered(*number, 0),
         Control::Ping { id } | Control::Pong { id } => numbered(*id, 0),
-        Control::DeviceEnd { device, bytes } => {
+        Control::DeviceEnd { device, bytes } | Control::StateTaken { device, bytes } => {
             DeviceTotal { of: Numbered::new(*device, 0), bytes: U64::new(*bytes) }.as_bytes().to_vec()
         }
         Control::End { memory_bytes } => U64::new(*memory_bytes).as_bytes().to_vec(),
@@ -308,6 +312,12 @@ fn parse_control(kind: Kind, payload: &[u8]) -> Result<Control, Problem> {
         Kind::Handover => exact::<()>(kind, payload).map(|()| Control::Handover)?,
         Kind::Join => Control::Join(from_json(kind, payload)?),
         Kind::Joined => exact::<()>(kind, payload).map(|()| Control::Joined)?,
+        Kind::Stopping => exact::<()>(kind, payload).map(|()| Control::Stopping)?,
+        Kind::Resumed => Control::Resumed(from_json(kind, payload)?),
+        Kind::StateTaken => {
+            let total: DeviceTotal = exact(kind, payload)?;
+            Control::StateTaken { device: total.of.number.get(), bytes: total.bytes.get() }
+        }
         Kind::Round => {
             let round: Numbered = exact(kind, payload)?;
             let initial = round.flags.get() & INITIAL_DONE != 0;

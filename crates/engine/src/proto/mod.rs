@@ -9,6 +9,7 @@
     reason = "what a version of the stream says is fixed, and another version is another format"
 )]
 
+pub mod backlog;
 pub mod control;
 mod convergence;
 pub mod destination;

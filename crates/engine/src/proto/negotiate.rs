@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use whimbrel_protocol::text::printable;
@@ -22,11 +23,14 @@ pub enum Feature {
     Ping,
     /// Further connections, which carry memory and state.
     Lanes,
+    /// A connection that is lost in pre-copy can be replaced.
+    Resume,
 }
 
 impl Feature {
     /// Every feature of this release.
-    pub const ALL: [Feature; 4] = [Feature::Setup, Feature::Blobs, Feature::Ping, Feature::Lanes];
+    pub const ALL: [Feature; 5] =
+        [Feature::Setup, Feature::Blobs, Feature::Ping, Feature::Lanes, Feature::Resume];
 
     /// Returns the name on the wire.
     pub const fn name(self) -> &'static str {
@@ -35,12 +39,13 @@ impl Feature {
             Feature::Blobs => "blobs",
             Feature::Ping => "ping",
             Feature::Lanes => "lanes",
+            Feature::Resume => "resume",
         }
     }
 
     /// Returns whether it needs further connections, which prove by a secret that they are the source's.
     pub const fn joins(self) -> bool {
-        matches!(self, Feature::Lanes)
+        matches!(self, Feature::Lanes | Feature::Resume)
     }
 
     /// Returns the feature with that name, if this release has it.
@@ -76,6 +81,9 @@ pub struct Offer {
     /// With [`Feature::Lanes`]: the number of connections in all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<u32>,
+    /// With [`Feature::Resume`]: the time for which the source tries to replace a lost connection, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnect_ms: Option<u64>,
 }
 
 impl Offer {
@@ -87,6 +95,7 @@ impl Offer {
             features: names(features),
             needs: names(needs),
             channels: None,
+            reconnect_ms: None,
         }
     }
 
@@ -98,6 +107,18 @@ impl Offer {
             self.channels = Some(channels);
         } else {
             self.features.remove(Feature::Lanes.name());
+        }
+        self
+    }
+
+    /// Offers to replace a connection that is lost in pre-copy, and to try it for so long. Zero: it is not replaced.
+    #[must_use]
+    pub fn with_reconnect(mut self, within: Duration) -> Offer {
+        if within.is_zero() {
+            self.features.remove(Feature::Resume.name());
+        } else {
+            self.features.insert(Feature::Resume.name().to_string());
+            self.reconnect_ms = Some(milliseconds(within));
         }
         self
     }
@@ -124,12 +145,41 @@ pub struct Accept {
     /// With a feature that needs further connections ([`Feature::joins`]): the secret that they prove themselves by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
+    /// With [`Feature::Resume`]: the time within which a lost connection has to be replaced, in milliseconds: at most that of
+    /// the offer. Without it, one cannot be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnect_ms: Option<u64>,
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The terms on which a lost connection is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumable {
+    /// The secret that the replacement proves itself by.
+    pub secret: Secret,
+    /// The time for it, from the loss.
+    pub within: Duration,
 }
 
 impl Accept {
     /// Returns the choice of these features, with one connection.
     pub fn new(features: &BTreeSet<Feature>) -> Accept {
-        Accept { version: VERSION, features: names(features), channels: None, secret: None }
+        Accept {
+            version: VERSION,
+            features: names(features),
+            channels: None,
+            secret: None,
+            reconnect_ms: None,
+        }
+    }
+
+    /// Returns the terms on which a lost connection is replaced, if it is.
+    pub fn resumable(&self) -> Option<Resumable> {
+        let within = Duration::from_millis(self.reconnect_ms.filter(|ms| *ms > 0)?);
+        Some(Resumable { secret: self.secret?, within })
     }
 }
 
@@ -190,6 +240,13 @@ pub fn channels(offer: &Offer, features: &BTreeSet<Feature>, most: u32) -> u32 {
     offered.min(most).clamp(1, MAX_CHANNELS)
 }
 
+/// Returns the time within which a lost connection has to be replaced, of at most `most`, in milliseconds; `None` if it is not
+/// replaced. Used at the destination.
+pub fn reconnect_ms(offer: &Offer, features: &BTreeSet<Feature>, most: Duration) -> Option<u64> {
+    let offered = offer.reconnect_ms.filter(|_| features.contains(&Feature::Resume))?;
+    Some(offered.min(milliseconds(most))).filter(|ms| *ms > 0)
+}
+
 /// Returns the features in use, if the destination's choice was offered. Used at the source.
 pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusal> {
     if !offer.versions.contains(&accept.version) {
@@ -203,6 +260,13 @@ pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusa
         return Err(Refusal::NotOffered { what: format!("{channels} connections") });
     }
     if accept.channels.is_some_and(|channels| channels > 1) && accept.secret.is_none() {
+        return Err(Refusal::NoSecret);
+    }
+    let offered = offer.reconnect_ms.filter(|_| accept.features.contains(Feature::Resume.name()));
+    if let Some(within) = accept.reconnect_ms.filter(|within| *within > offered.unwrap_or(0)) {
+        return Err(Refusal::NotOffered { what: format!("{within} ms for a lost connection") });
+    }
+    if accept.reconnect_ms.is_some() && accept.secret.is_none() {
         return Err(Refusal::NoSecret);
     }
     if let Some(name) = offer.needs.iter().find(|name| !accept.features.contains(*name)) {
@@ -226,6 +290,7 @@ mod tests {
             features: set(features),
             needs: set(needs),
             channels: None,
+            reconnect_ms: None,
         }
     }
 
@@ -333,6 +398,33 @@ mod tests {
         ];
         for (accept, why) in cases {
             let error = check(&offered, &accept).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn both_wait_for_a_lost_connection_as_long_as_the_more_impatient_one() {
+        let resume = BTreeSet::from([Feature::Resume]);
+        let seconds = Duration::from_secs;
+        let offered =
+            |within| Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_reconnect(seconds(within));
+        assert_eq!(offered(0), Offer::new(7, &BTreeSet::new(), &BTreeSet::new()), "nothing is offered");
+        for (tries, waits, used) in [(9, 4, Some(4000)), (3, 4, Some(3000)), (9, 0, None), (0, 9, None)] {
+            assert_eq!(reconnect_ms(&offered(tries), &resume, seconds(waits)), used);
+            assert_eq!(reconnect_ms(&offered(tries), &BTreeSet::new(), seconds(waits)), None);
+        }
+        let secret = Secret::new([7; 32]);
+        let answer = |reconnect_ms, secret| Accept { secret, reconnect_ms, ..Accept::new(&resume) };
+        let good = answer(Some(8000), Some(secret));
+        assert_eq!(check(&offered(9), &good), Ok(resume.clone()));
+        assert_eq!(good.resumable(), Some(Resumable { secret, within: seconds(8) }));
+        assert_eq!(answer(None, Some(secret)).resumable(), None);
+        for (accept, why) in [
+            (answer(Some(9001), Some(secret)), "the destination chose 9001 ms for a lost connection"),
+            (answer(Some(1), None), "gave no secret"),
+            (Accept { reconnect_ms: Some(1), ..Accept::new(&BTreeSet::new()) }, "chose 1 ms"),
+        ] {
+            let error = check(&offered(9), &accept).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
     }

@@ -19,6 +19,8 @@ pub struct Received {
     pub memory_bytes: u64,
     /// Bytes of device state.
     pub device_bytes: u64,
+    /// The number of connections that were lost in pre-copy and replaced.
+    pub reconnections: u32,
     /// Bytes of memory and device state on each connection, the control connection first.
     pub lane_bytes: Vec<u64>,
     /// Number of rounds while the devices ran at the source.
@@ -58,6 +60,7 @@ impl From<Taken> for Received {
             from_devices: taken.from_devices,
             memory_bytes: taken.memory_bytes,
             device_bytes: taken.device_bytes,
+            reconnections: taken.reconnections,
             lane_bytes: Vec::new(),
             rounds: taken.rounds,
             confirmed: taken.confirmed,

@@ -1,9 +1,9 @@
 //! The destination: the side that receives the devices.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,9 +16,10 @@ use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
 use super::door::Door;
-use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close, spawn};
+use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close};
 use super::inflow::Inflow;
 use super::journal::Journal;
+use super::line::{Line, Readmit};
 use super::owner::OwnerHand;
 use super::receiver::{Inbound, Shared};
 use super::stream::StreamHand;
@@ -168,7 +169,10 @@ impl Destination {
     /// ```
     pub fn accept(&self, listener: &mut Listener, until: Until<'_>) -> Result<Accepted, WaitError> {
         let (features, journal) = (self.features.clone(), self.known_migrations());
-        listener.accept_on(&Terms { features, journal, channels: self.options.channels }, until)
+        listener.accept_on(
+            &Terms { features, journal, channels: self.options.channels, reconnect: self.options.reconnect },
+            until,
+        )
     }
 
     /// Receives the devices from the sender that was accepted at a listener. A sender whose devices or memory do not fit is
@@ -253,8 +257,19 @@ impl Destination {
         let buffers = Buffers::new(self.options.buffers(channels));
         let ledger = Arc::new(Mutex::new(Ledger::new(Vec::new())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
+        let inflow = Arc::new(Inflow::default());
+        let frames = Frames::default();
+        let back = Arc::default();
+        let replace = Readmit {
+            line: frames.line.clone(),
+            back: Arc::clone(&back),
+            inflow: inflow.clone(),
+            listen: frames.listen(),
+            next: None,
+        };
         let stream = StreamHand {
             transfer: transfer.clone(),
+            replace: Box::new(replace),
             connector: None,
             ram: None,
             pagemap: Pagemap::new(),
@@ -274,8 +289,8 @@ impl Destination {
                 return Arrived { result: Err(error), devices };
             }
         };
-        let inflow = Arc::new(Inflow::default());
         let arrived = Arc::new(AtomicU64::new(0));
+        let confirms = Arc::new(AtomicBool::new(false));
         let identity = receiver.peer_identity();
         let shared = Shared {
             inflow: inflow.clone(),
@@ -285,19 +300,16 @@ impl Destination {
             buffers: buffers.clone(),
             events: events.clone(),
             stop: read.clone(),
+            confirms: confirms.clone(),
             arrived: arrived.clone(),
             began: hands.began,
             peer: SOURCE,
             timeout,
         };
-        let (back, receiver_back) = mpsc::sync_channel(1);
-        let control = Inbound { lane: 0, receiver, shared: shared.clone() };
-        let spawned = spawn("receiver", move || {
-            // After a successful migration it has no receiver.
-            let _ = back.send(control.receive());
-        });
-        let door = self.joins.map(|joins| Door::new(joins, identity, shared));
-        let mut receiving = Receiving { machine, inflow: inflow.clone(), arrived, timeout, door };
+        *frames.shared.lock() = Some(shared.clone());
+        let spawned = frames.receive(receiver);
+        let door = self.joins.map(|joins| Door::new(joins, identity, shared, back));
+        let mut receiving = Receiving { machine, inflow: inflow.clone(), arrived, confirms, timeout, door };
         if let Err(error) = spawned {
             receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
@@ -308,11 +320,12 @@ impl Destination {
         let lanes = receiving.door.take().map(Door::close);
         let lane_bytes = inflow.with(|intake| intake.lane_bytes().collect());
         buffers.close();
+        frames.stop();
         inflow.close();
         read.set();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err());
-        close(&transfer, &receiver_back, Ending::of(failure));
+        close(&transfer, &frames.line, Ending::of(failure));
         drop(lanes);
         let result = result
             .unwrap_or(Err(Error::Interrupted))
@@ -321,6 +334,35 @@ impl Destination {
             result,
             devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect(),
         }
+    }
+}
+
+/// The reception of the source's frames, on the first connection and on those that replace it.
+#[derive(Clone, Default)]
+struct Frames {
+    line: Line,
+    /// The parts that the receivers of all connections need, while the migration is in progress.
+    shared: Arc<Mutex<Option<Shared>>>,
+}
+
+impl Frames {
+    fn receive(&self, receiver: Receiver) -> io::Result<()> {
+        let shared = self.shared.lock().clone();
+        self.line.start("receiver", move |stop| match shared {
+            Some(shared) => Inbound { lane: 0, receiver, stop: stop.clone(), shared }.receive(),
+            None => receiver,
+        })
+    }
+
+    fn listen(&self) -> Box<dyn FnMut(Receiver) -> io::Result<()> + Send> {
+        let frames = self.clone();
+        Box::new(move |receiver| frames.receive(receiver))
+    }
+
+    /// Receives nothing more. The threads of the devices end once nobody can give them state any more.
+    fn stop(&self) {
+        drop(self.shared.lock().take());
+        self.line.stop();
     }
 }
 
@@ -352,6 +394,8 @@ struct Receiving {
     machine: machine::Destination,
     inflow: Arc<Inflow>,
     arrived: Arc<AtomicU64>,
+    /// Set if the source waits for its state to be confirmed.
+    confirms: Arc<AtomicBool>,
     timeout: Duration,
     door: Option<Door>,
 }
@@ -379,6 +423,7 @@ impl Machine for Receiving {
             let machine = &self.machine;
             let channels = machine.channels();
             self.inflow.with(|intake| intake.open(machine.table(), machine.features(), channels));
+            self.confirms.store(machine.is_resumable(), Ordering::Relaxed);
             if let (Some(door), Some(expected)) = (&self.door, machine.joins()) {
                 door.open(expected);
             }

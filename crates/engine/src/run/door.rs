@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::hands::{spawn, tell};
+use super::line::Back;
 use super::receiver::{Inbound, Shared};
 use crate::channel::{Further, Joins, Until};
 use crate::error::Error;
@@ -22,20 +23,33 @@ pub(super) struct Door {
     identity: Option<Vec<u8>>,
     shared: Shared,
     connections: Connections,
+    /// The connection on which the source has come back last.
+    back: Arc<Mutex<Option<Back>>>,
 }
 
 impl Door {
-    pub(super) fn new(joins: Joins, identity: Option<Vec<u8>>, shared: Shared) -> Door {
-        Door { joins, identity, shared, connections: Connections::default() }
+    pub(super) fn new(
+        joins: Joins,
+        identity: Option<Vec<u8>>,
+        shared: Shared,
+        back: Arc<Mutex<Option<Back>>>,
+    ) -> Door {
+        Door { joins, identity, shared, connections: Connections::default(), back }
     }
 
-    /// Lets the expected lanes in.
+    /// Lets the expected lanes in, and a source that comes back on another connection.
     pub(super) fn open(&self, expected: Expected) {
-        let (shared, connections) = (self.shared.clone(), self.connections.clone());
-        self.joins.open(expected, self.identity.clone(), move |further| {
-            let Purpose::Lane(lane) = further.purpose;
-            if let Err(error) = begin(further, lane, &shared, &connections) {
-                tell(&shared.events, Event::Lost(error));
+        let (shared, connections, back) = (self.shared.clone(), self.connections.clone(), self.back.clone());
+        self.joins.open(expected, self.identity.clone(), move |further| match further.purpose {
+            Purpose::Lane(lane) => {
+                if let Err(error) = begin(further, lane, &shared, &connections) {
+                    tell(&shared.events, Event::Lost(error));
+                }
+            }
+            Purpose::Resumption(number) => {
+                let Further { sender, receiver, .. } = further;
+                *back.lock() = Some(Back { number, sender, receiver });
+                tell(&shared.events, Event::Resumption(number));
             }
         });
     }
@@ -43,6 +57,7 @@ impl Door {
     /// Refuses all from here on, and returns the connections that have joined.
     pub(super) fn close(self) -> Connections {
         self.joins.close();
+        drop(self.back.lock().take());
         self.connections
     }
 }
@@ -55,7 +70,7 @@ fn begin(further: Further, lane: u32, shared: &Shared, connections: &Connections
         .send_now(&Control::Joined.into(), Until::now())
         .map_err(|error| Error::of_channel(shared.peer, shared.timeout, error))?;
     connections.lock().push(Box::new(sender));
-    let inbound = Inbound { lane, receiver, shared: shared.clone() };
+    let inbound = Inbound { lane, receiver, stop: shared.stop.clone(), shared: shared.clone() };
     let connections = connections.clone();
     spawn(&format!("lane {lane}"), move || {
         let receiver = inbound.receive();

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,14 @@ use parking_lot::Mutex;
 use super::buffers::Buffers;
 use super::hands::tell;
 use super::inflow::Inflow;
+use super::transfer::Transfer;
 use super::worker::Item;
 use crate::channel::{ChannelError, Interrupt, MemoryData, Received, Receiver, Until};
 use crate::error::Error;
 use crate::guest::{Blob, BlobName};
+use crate::proto::DESTINATION;
+use crate::proto::control::Control;
+use crate::proto::lane_intake::LaneIntake;
 use crate::proto::lanes::Share;
 use crate::proto::message::{DEVICE_STATE_HEAD as DEVICE_HEAD, Message};
 use crate::proto::operation::Event;
@@ -25,11 +29,19 @@ pub(super) fn receive_answers(
     receiver: &mut Receiver,
     stop: &Interrupt,
     events: &Sender<Event>,
-    peer: &'static str,
-    timeout: Duration,
+    transfer: &Transfer,
 ) {
+    let (peer, timeout) = (DESTINATION, transfer.timeout());
     loop {
         let event = match receiver.next(Until::interrupted(stop)) {
+            Ok(Received::Message(Message::Control(Control::StateTaken { device, bytes })))
+                if transfer.copies().are_kept() =>
+            {
+                match transfer.copies().taken(device, bytes) {
+                    Ok(()) => continue,
+                    Err(misplaced) => Event::Lost(Error::Protocol(misplaced.to_string())),
+                }
+            }
             Ok(Received::Message(Message::Control(control))) => Event::Received(control),
             Ok(Received::Message(other)) => {
                 Event::Lost(Error::Protocol(format!("unexpected {} from the {peer}", other.kind())))
@@ -37,6 +49,8 @@ pub(super) fn receive_answers(
             Ok(Received::Memory(_)) => {
                 Event::Lost(Error::Protocol(format!("unexpected MEMORY from the {peer}")))
             }
+            // It is stopped: the connection is over for this side.
+            Err(ChannelError::Interrupted) => return,
             Err(error) => Event::Lost(Error::of_channel(peer, timeout, error)),
         };
         let is_last = matches!(event, Event::Lost(_));
@@ -51,6 +65,7 @@ pub(super) struct Inbound {
     /// The number of the connection: 0 is the control connection.
     pub(super) lane: u32,
     pub(super) receiver: Receiver,
+    pub(super) stop: Interrupt,
     pub(super) shared: Shared,
 }
 
@@ -63,12 +78,26 @@ pub(super) struct Shared {
     pub(super) blobs: Arc<Mutex<Vec<Blob>>>,
     pub(super) buffers: Buffers,
     pub(super) events: Sender<Event>,
+    /// Stops the lanes beside the control connection.
     pub(super) stop: Interrupt,
+    /// Set if the source waits for its state to be confirmed.
+    pub(super) confirms: Arc<AtomicBool>,
     /// The time of the last arrival, in microseconds since `began`.
     pub(super) arrived: Arc<AtomicU64>,
     pub(super) began: Instant,
     pub(super) peer: &'static str,
     pub(super) timeout: Duration,
+}
+
+impl Shared {
+    /// Lets the source forget state that has arrived, if there is enough of it.
+    fn confirm(&self) {
+        if self.confirms.load(Ordering::Relaxed) {
+            for (device, bytes) in self.inflow.with(LaneIntake::unconfirmed) {
+                tell(&self.events, Event::StateArrived { device, bytes });
+            }
+        }
+    }
 }
 
 impl Inbound {
@@ -96,7 +125,8 @@ impl Inbound {
         while self.lane == 0 || self.shared.inflow.wait(self.lane) {
             match self.next(arrival.as_deref_mut()) {
                 Ok(true) => {}
-                Ok(false) => return,
+                // One that is stopped is over for this side.
+                Ok(false) | Err(Error::Interrupted) => return,
                 Err(error) => {
                     tell(&self.shared.events, Event::Lost(error));
                     return;
@@ -110,7 +140,7 @@ impl Inbound {
     /// Receives a frame. Returns whether another one may follow.
     fn next(&mut self, arrival: Option<&mut Arrival<'_>>) -> Result<bool, Error> {
         let (lane, shared) = (self.lane, &self.shared);
-        let until = Until::interrupted(&shared.stop);
+        let until = Until::interrupted(&self.stop);
         let lost = |error| Error::of_channel(shared.peer, shared.timeout, error);
         let misplaced = |error: crate::proto::intake::Misplaced| Error::Protocol(error.to_string());
         let received = match self.receiver.next(until) {
@@ -164,6 +194,7 @@ impl Inbound {
                 let data = taken.ok_or(Error::Interrupted)?;
                 // A device whose thread has ended is later found to be overdue.
                 let _ = shared.devices[device as usize].send(Item::State { data, ends });
+                shared.confirm();
                 Ok(true)
             }
             Received::Message(Message::Setup { device, data }) => {

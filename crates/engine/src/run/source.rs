@@ -1,6 +1,7 @@
 //! The source: the side that has the devices and sends them.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -13,8 +14,9 @@ use super::ask::{Devices, IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
-use super::hands::{Ending, Hands, Machine, NotStarted, close, spawn};
+use super::hands::{Ending, Hands, Machine, NotStarted, close};
 use super::journal::Journal;
+use super::line::{Line, Redial, Replace};
 use super::owner::OwnerHand;
 use super::receiver::receive_answers;
 use super::stream::StreamHand;
@@ -25,13 +27,13 @@ use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
 use crate::outcome::{Outcome, SendError};
 use crate::progress::{Observer, Progress, Silent};
-use crate::proto::control::Table;
+use crate::proto::control::{Control, Table};
 use crate::proto::negotiate::{Feature, Offer};
-use crate::proto::operation::{Command, Event, Now};
+use crate::proto::operation::{Command, Event, Now, Operation};
 use crate::proto::source::{self as machine, Plan, SourceOptions};
 use crate::proto::{DESTINATION, table};
 use crate::report::Report;
-use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
+use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, SharedLedger, identity_of};
 
 /// A migration about to be sent.
 ///
@@ -138,7 +140,8 @@ impl Source {
         self
     }
 
-    /// Sets the means to open further connections to the destination: see [`SourceOptions::channels`].
+    /// Sets the means to open further connections to the destination: see [`SourceOptions::channels`] and
+    /// [`SourceOptions::reconnect`].
     #[must_use]
     pub fn connector(mut self, connector: impl Connect + 'static) -> Self {
         self.connector = Some(Box::new(connector));
@@ -193,11 +196,12 @@ impl Source {
         let may_join = self.connector.is_some() && self.features.contains(&Feature::Lanes);
         let channels = if may_join { self.options.channels } else { 1 };
         let offer = Offer::new(uuid::Uuid::new_v4().as_u128(), &self.features, &needs);
-        let offer = offer.with_channels(channels);
+        let can_reconnect = self.connector.is_some() && self.features.contains(&Feature::Resume);
+        let reconnect = if can_reconnect { self.options.reconnect } else { Duration::ZERO };
+        let offer = offer.with_channels(channels).with_reconnect(reconnect);
         let plan = Plan { offer, table, options: self.options };
-        let interrupts = Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?)));
-        match interrupts {
-            Ok((write, read)) => self.run(plan, devices, channel, write, read),
+        match Interrupt::new() {
+            Ok(write) => self.run(plan, devices, channel, write),
             Err(error) => untouched(Error::Thread(error), devices.into_iter().map(Some).collect()),
         }
     }
@@ -208,7 +212,6 @@ impl Source {
         devices: Vec<Box<dyn Migratable>>,
         channel: Arc<dyn Channel>,
         write: Interrupt,
-        read: Interrupt,
     ) -> Sent {
         let timeout = self.options.timeout;
         let transfer = Transfer::new(Sender::new(channel.clone()), write, timeout, DESTINATION);
@@ -219,8 +222,11 @@ impl Source {
         let known = Known { state: Some(State::Running), is_covered: !self.address_spaces.is_empty() };
         let logs = MemoryLogs::new(self.address_spaces, self.cpu_log);
         let cpu_choice = logs.cpu_choice();
+        let line = Line::default();
+        let answers = Answers { transfer: transfer.clone(), line: line.clone(), events: Arc::default() };
         let stream = StreamHand {
             transfer: transfer.clone(),
+            replace: answers.replacing(),
             connector: self.connector,
             ram: self.ram,
             pagemap: Pagemap::new(),
@@ -238,17 +244,12 @@ impl Source {
                 return Sent { result: Err(SendError::new(cause, Outcome::Untouched)), devices };
             }
         };
-        let (back, receiver_back) = mpsc::sync_channel(1);
-        let (its_events, stop) = (events.clone(), read.clone());
-        let mut receiver = Receiver::new(channel);
-        let spawned = spawn("answers", move || {
-            receive_answers(&mut receiver, &stop, &its_events, DESTINATION, timeout);
-            // After a successful migration it has no receiver.
-            let _ = back.send(receiver);
-        });
+        *answers.events.lock() = Some(events.clone());
+        let spawned = answers.receive(Receiver::new(channel));
         let mut sending = Sending {
             machine: machine::Source::new(plan, Duration::ZERO),
             transfer: transfer.clone(),
+            ledger,
             moved_before: 0,
             shown: None,
         };
@@ -259,10 +260,10 @@ impl Source {
         hands.work(&mut sending, &mut *self.observer);
         let result = sending.machine.result();
         buffers.close();
-        read.set();
+        line.stop();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
-        close(&transfer, &receiver_back, Ending::of(failure));
+        close(&transfer, &line, Ending::of(failure));
         let lanes = transfer.lane_reports();
         let result = match result {
             Some(Ok(mut report)) => {
@@ -296,10 +297,39 @@ impl std::fmt::Debug for Source {
     }
 }
 
+/// The reception of the destination's answers, on the first connection and on those that replace it.
+#[derive(Clone)]
+struct Answers {
+    transfer: Arc<Transfer>,
+    line: Line,
+    /// The recipient of the answers, once it exists.
+    events: Arc<Mutex<Option<mpsc::Sender<Event>>>>,
+}
+
+impl Answers {
+    fn receive(&self, mut receiver: Receiver) -> io::Result<()> {
+        let (transfer, events) = (self.transfer.clone(), self.events.lock().clone());
+        self.line.start("answers", move |stop| {
+            if let Some(events) = events {
+                receive_answers(&mut receiver, stop, &events, &transfer);
+            }
+            receiver
+        })
+    }
+
+    /// Returns the replacement of a lost connection.
+    fn replacing(&self) -> Box<dyn Replace> {
+        let answers = self.clone();
+        let listen = Box::new(move |receiver| answers.receive(receiver));
+        Box::new(Redial { line: self.line.clone(), listen, next: None })
+    }
+}
+
 /// The machine, and the amount of data that its hands have moved.
 struct Sending {
     machine: machine::Source,
     transfer: Arc<Transfer>,
+    ledger: Arc<SharedLedger>,
     /// Bytes moved when the current phase began.
     moved_before: u64,
     shown: Option<crate::progress::Phase>,
@@ -320,6 +350,15 @@ impl Machine for Sending {
 
     fn span(&self) -> &tracing::Span {
         self.machine.span()
+    }
+
+    fn begins(&mut self, operation: &Operation) {
+        if let Operation::Send(Control::Table(table)) = operation
+            && let Some(window) = self.machine.keeps_state()
+        {
+            self.transfer.copies().keep(table.devices.len(), window);
+            self.ledger.lock().keep_rounds();
+        }
     }
 
     fn progress(&mut self, now: Now) -> Progress {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::lanes::{each_lane, open_lanes};
+use super::line::Replace;
 use super::read_ahead::send_batches;
 use super::transfer::Transfer;
 use super::worker::{Hand, Turn};
@@ -21,6 +22,8 @@ use crate::set::{Batch, MemoryLogs, Pagemap, Ram, Scan, SharedLedger, Stretch, W
 /// The memory of a side, and the sender for it.
 pub(super) struct StreamHand {
     pub(super) transfer: Arc<Transfer>,
+    /// The replacement of a lost connection.
+    pub(super) replace: Box<dyn Replace>,
     /// Opens further connections, at a source that has one.
     pub(super) connector: Option<Box<dyn Connect>>,
     pub(super) ram: Option<Arc<dyn Ram>>,
@@ -151,7 +154,17 @@ impl Hand for StreamHand {
             Operation::SendMemory => self.send_memory(turn).map(Done::Sent),
             Operation::SendBlobs => self.send_blobs(turn).map(Done::Sent),
             Operation::SendPadding(bytes) => self.send_padding(bytes, turn).map(Done::Sent),
-            other => Err(Error::Protocol(format!("{other} is not asked of the stream"))),
+            Operation::RoundArrived => {
+                self.ledger.lock().round_arrived();
+                self.transfer.copies().all_taken();
+                Ok(Done::Nothing)
+            }
+            Operation::RoundLost => {
+                let mut ledger = self.ledger.lock();
+                ledger.round_lost();
+                Ok(Done::Bytes(ledger.bytes_left()))
+            }
+            other => self.replace.perform(other, self.connector.as_deref_mut(), &self.transfer, turn),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::copies::Copies;
 use super::pace::Pace;
 use super::worker::Turn;
 use crate::channel::{ChannelError, Interrupt, Sender, Until, WaitError};
@@ -33,6 +34,8 @@ pub(super) struct Transfer {
     pace: Option<Pace>,
     /// Bytes of memory and state sent, for observers.
     moved: AtomicU64,
+    /// The state that may have to be sent again.
+    copies: Copies,
 }
 
 /// A connection.
@@ -66,6 +69,7 @@ impl Transfer {
             peer,
             pace: None,
             moved: AtomicU64::new(0),
+            copies: Copies::default(),
         }
     }
 
@@ -103,6 +107,26 @@ impl Transfer {
     /// Limits the bytes sent in a second, if there is a limit.
     pub(super) fn paced(self, bytes_per_second: Option<NonZeroU64>) -> Transfer {
         Transfer { pace: bytes_per_second.map(Pace::new), ..self }
+    }
+
+    /// Returns the state that may have to be sent again.
+    pub(super) fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    /// Returns the timeout for the peer to accept one frame.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Sends on another control connection from here on. The one before is closed once nobody receives from it any more.
+    pub(super) fn replace(&self, sender: Sender, turn: &Turn<'_>) -> Result<(), Error> {
+        let mut ours = self.control.sender.lock();
+        if !self.allows(turn.epoch) {
+            return Err(Error::Interrupted);
+        }
+        *ours = sender;
+        Ok(())
     }
 
     /// Sends a message on the control connection, or gathers it, and returns its bytes on the wire.

@@ -70,7 +70,8 @@ pub(super) fn hello(payload: &[u8]) -> Result<Value, String> {
         .must("versions", |value| is_list_of(value, is_u32))
         .may("features", is_names)
         .may("needs", is_names)
-        .may("channels", is_u32);
+        .may("channels", is_u32)
+        .may("reconnect_ms", Value::is_u64);
     object(payload, keys)
 }
 
@@ -83,13 +84,23 @@ pub(super) fn accept(payload: &[u8]) -> Result<Value, String> {
         .must("version", is_u32)
         .may("features", is_names)
         .may("channels", |value| value.as_u64().is_some_and(|channels| (1..=16).contains(&channels)))
-        .may("secret", is_secret);
+        .may("secret", is_secret)
+        .may("reconnect_ms", |value| value.as_u64().is_some_and(|ms| ms > 0));
     object(payload, keys)
 }
 
 pub(super) fn join(payload: &[u8]) -> Result<Value, String> {
-    let is_purpose: Is = |value| Keys::default().must("lane", is_u32).check(value).is_ok();
+    let is_purpose: Is = |value| {
+        let is = |key| Keys::default().must(key, is_u32).check(value).is_ok();
+        is("lane") || is("resumption")
+    };
     let keys = Keys::default().must("migration", is_id).must("secret", is_secret).must("purpose", is_purpose);
+    object(payload, keys)
+}
+
+pub(super) fn resumed(payload: &[u8]) -> Result<Value, String> {
+    let keys =
+        Keys::default().must("round", is_u32).must("devices", |value| is_list_of(value, Value::is_u64));
     object(payload, keys)
 }
 

@@ -77,6 +77,12 @@ pub(crate) enum Said {
     },
     Join(Value),
     Joined,
+    Resumed(Value),
+    StateTaken {
+        device: u32,
+        bytes: u64,
+    },
+    Stopping,
     /// Of an unknown kind, to be skipped.
     Skipped(u16),
 }
@@ -141,14 +147,14 @@ pub(crate) fn decode_start(stream: &[u8]) -> Result<(Vec<Said>, &[u8]), String> 
 /// The table of kinds: the largest payload of each.
 pub(crate) fn maximum(kind: u16) -> Option<u32> {
     Some(match kind {
-        1 | 2 | 4 | 16 | 18 | 19 | 20 | 64 => 65536,
+        1 | 2 | 4 | 16 | 18 | 19 | 20 | 23 | 64 => 65536,
         3 | 21 => 1_048_576,
         5 | 7 => 1_048_584,
-        6 | 8 => 16,
+        6 | 8 | 24 => 16,
         9..=12 | 15 | 22 => 8,
         13 => 65544,
         14 => 1_048_839,
-        17 | 65 => 0,
+        17 | 25 | 65 => 0,
         _ => return None,
     })
 }
@@ -219,6 +225,15 @@ fn parse(kind: u16, payload: &[u8]) -> Result<Said, String> {
         22 => {
             exactly(8)?;
             Said::Mark { number: u32_at(payload, 0) }
+        }
+        23 => Said::Resumed(json::resumed(payload)?),
+        24 => {
+            exactly(16)?;
+            Said::StateTaken { device: u32_at(payload, 0), bytes: u64_at(payload, 8) }
+        }
+        25 => {
+            exactly(0)?;
+            Said::Stopping
         }
         64 => Said::Join(json::join(payload)?),
         65 => {

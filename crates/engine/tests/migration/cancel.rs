@@ -65,6 +65,10 @@ fn at_the_source(phase: source::Phase) -> Then {
         }
         Phase::Lanes
         | Phase::Slow
+        | Phase::Broken
+        | Phase::Reconnect
+        | Phase::Join
+        | Phase::Resend
         | Phase::Back(Back::Reset)
         | Phase::Settle(After::Park | After::Release)
         | Phase::Park => Then::Simulated,
@@ -85,7 +89,7 @@ fn at_the_destination(phase: destination::Phase) -> Then {
         | Phase::Ready => Then::Cancelled,
         Phase::Quiesce | Phase::Start | Phase::Run | Phase::Over => Then::TooLate,
         Phase::Settle | Phase::Record | Phase::Reset | Phase::Tell => Then::CancelledBefore("Ready"),
-        Phase::Verify => Then::Simulated,
+        Phase::Broken | Phase::Await | Phase::Rejoin | Phase::Verify => Then::Simulated,
     }
 }
 

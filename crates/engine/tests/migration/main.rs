@@ -31,6 +31,7 @@ mod owner;
 #[allow(dead_code, reason = "the simulation uses more of it")]
 mod phases;
 mod policy;
+mod reconnect;
 mod regions;
 mod resolve;
 mod sets;

@@ -68,6 +68,13 @@ impl World {
         if let Err(misplaced) = checked {
             return self.lost(side, Error::Protocol(misplaced.to_string()));
         }
+        let frame = match frame {
+            Frame::Control(Control::StateTaken { device, bytes }) if side == Side::Source => {
+                return self.state_taken(device, bytes);
+            }
+            other => other,
+        };
+        let host = self.host(side);
         match frame {
             Frame::Control(control) if side == Side::Source => {
                 Oracle::receives(self, &control);
@@ -81,6 +88,7 @@ impl World {
                     worker.queue.push_back(Item::State { block, value });
                 }
                 self.begin(side, place);
+                self.confirm_state();
             }
             Frame::Setup { device, value } => {
                 let place = Place::Device(device);

@@ -88,7 +88,7 @@ const ROWS: usize = if phases::SOURCE.len() > phases::DESTINATION.len() {
 };
 
 /// How often each cell was met.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Coverage {
     counts: [[[u32; Blow::ALL.len()]; ROWS]; 2],
     /// Migrations that succeeded at both sides, and all.
@@ -98,6 +98,13 @@ pub(crate) struct Coverage {
     pub(crate) with_lanes: u32,
     pub(crate) cut_lanes: u32,
     pub(crate) strangers: u32,
+}
+
+impl Default for Coverage {
+    fn default() -> Coverage {
+        let counts = [[[0; Blow::ALL.len()]; ROWS]; 2];
+        Coverage { counts, successes: 0, runs: 0, with_lanes: 0, cut_lanes: 0, strangers: 0 }
+    }
 }
 
 impl Coverage {

@@ -13,15 +13,21 @@ use super::world::World;
 impl World {
     /// Breaks the connection.
     pub(crate) fn cut(&mut self, silent: bool) {
-        for side in Side::BOTH {
-            for lane in self.lane_numbers(side) {
-                self.lane(side, lane).break_off(silent);
+        self.down_until = self.now + self.plan.outage;
+        for connection in 0..self.connections() {
+            for side in Side::BOTH {
+                self.link_of(connection, side).break_off(silent);
             }
+        }
+        for lane in self.lane_numbers(Side::Source).skip(1) {
+            self.lane(Side::Source, lane).break_off(silent);
         }
         for side in Side::BOTH {
             if !silent {
                 let delay = Duration::from_micros(self.rng.u64(..2000));
-                self.after(delay, Happening::Lost { side });
+                if let Some(connection) = self.host(side).hears {
+                    self.after(delay, Happening::Lost { side, connection });
+                }
                 self.wake(side);
             }
         }
@@ -52,6 +58,7 @@ impl World {
             }
             Fault::Trickle(bandwidth) => self.flow(bandwidth),
             Fault::Crash { side, silent } => self.crash(side, silent),
+            Fault::Intruder => self.intrude(),
             Fault::Fail(side) => self.host(side).armed.push_back(Fate::Fails),
             Fault::Hang(side) => {
                 let took_effect = self.rng.bool();

@@ -21,6 +21,8 @@ pub(crate) enum Next {
     Frame(Frame, u64),
     /// Another call.
     Call,
+    /// A wait until the state that was sent is confirmed.
+    Room,
     /// The answers to connections that want to join are awaited.
     Join,
 }
@@ -56,6 +58,7 @@ impl World {
             turn,
             sent: Sent::default(),
             pages: std::collections::VecDeque::new(),
+            again: std::collections::VecDeque::new(),
             parts: 0,
             is_out: false,
             is_injected: false,
@@ -63,6 +66,11 @@ impl World {
         if let Item::Task { operation: Operation::SendMemory, .. } = &current.item {
             let mut pages: Vec<usize> =
                 host.dirty.iter().enumerate().filter(|(_, is)| **is).map(|(page, _)| page).collect();
+            if host.machine.as_ref().is_some_and(super::host::Machine::keeps) {
+                for (unconfirmed, dirty) in host.unconfirmed.iter_mut().zip(&host.dirty) {
+                    *unconfirmed |= dirty;
+                }
+            }
             host.dirty.fill(false);
             // The lanes send at the same time.
             let is_shuffled = host.lanes > 1;
@@ -88,6 +96,10 @@ impl World {
         let dice = self.rng.u32(..10_000);
         let slow = Duration::from_secs_f64(self.rng.f64() * 0.5);
         let took_effect = self.rng.bool();
+        // A network that is down refuses at once, or says nothing.
+        let is_unanswered = self.now < self.down_until && self.plan.is_outage_silent;
+        let answers_after =
+            if is_unanswered { Duration::from_secs_f64(self.rng.f64() * 0.5) } else { Duration::ZERO };
         let (call_timeout, timeout) = (self.call_timeout(side), self.timeout(side));
         let host = self.host(side);
         let Some(current) = host.workers.get_mut(&place).and_then(|worker| worker.current.as_mut()) else {
@@ -98,6 +110,7 @@ impl World {
             Item::Task { operation: Operation::SetState(_) | Operation::QueryState | Operation::Reset, .. }
         );
         let is_send = matches!(&current.item, Item::Task { operation: Operation::Send(_), .. });
+        let mut is_call = true;
         let mut fate = Fate::Works;
         if let Some(armed) = host.armed.pop_front() {
             fate = armed;
@@ -110,6 +123,14 @@ impl World {
             fate = Fate::Hangs { took_effect };
         } else if !is_calm && (dice < noise[0] + noise[1] + noise[2] || std::mem::take(&mut host.is_slow)) {
             duration += slow;
+        }
+        if let Item::Task { operation: Operation::Reconnect { pause, .. }, .. } = &current.item {
+            duration += *pause + answers_after;
+            // It waits for the network, not in a call.
+            is_call = false;
+            if fate != Fate::Works {
+                fate = Fate::Fails;
+            }
         }
         if is_send {
             // A thread's turn. A hang is a thread that sends and then gets no turn for a long time.
@@ -150,7 +171,7 @@ impl World {
             }
             return;
         }
-        if duration > call_timeout {
+        if is_call && duration > call_timeout {
             self.after(call_timeout, Happening::Overdue { side, place, turn });
         }
         self.after(duration, Happening::Step { side, place, turn });
@@ -163,7 +184,7 @@ impl World {
         }
     }
 
-    fn timeout(&self, side: Side) -> Duration {
+    pub(crate) fn timeout(&self, side: Side) -> Duration {
         match side {
             Side::Source => self.plan.source.timeout,
             Side::Destination => self.plan.destination.timeout,
@@ -181,6 +202,7 @@ impl World {
         match std::mem::replace(&mut current.doing, Doing::Call(Fate::Works)) {
             Doing::End(result) => self.report(side, place, result),
             Doing::Frame(frame, bytes) => current.doing = Doing::Frame(frame, bytes),
+            Doing::Room => current.doing = Doing::Room,
             Doing::Joining => current.doing = Doing::Joining,
             Doing::Call(fate) => {
                 let next = match fate {
@@ -199,10 +221,11 @@ impl World {
     }
 
     /// An operation goes on after a call.
-    fn go_on(&mut self, side: Side, place: Place, mut next: Next) {
+    pub(crate) fn go_on(&mut self, side: Side, place: Place, mut next: Next) {
         loop {
             match next {
                 Next::Call => return self.call(side, place),
+                Next::Room => return self.wait_for_room(side, place),
                 Next::Join => return self.wait_for_answers(),
                 Next::End(result) => return self.end(side, place, result),
                 Next::Frame(frame, bytes) => {
@@ -266,6 +289,7 @@ impl World {
         let Item::Task { operation, .. } = &current.item else { return Next::End(Ok(Done::Nothing)) };
         match operation {
             Operation::SendState { .. } => Next::Call,
+            Operation::ResendState { .. } => self.resend_next(side, place),
             Operation::OpenLanes { channels, .. } => {
                 let channels = *channels;
                 current.parts = part;
@@ -352,8 +376,15 @@ impl World {
         let places: Vec<Place> = self.host(side).workers.keys().copied().collect();
         for place in places {
             let worker = &self.host(side).workers[&place];
-            let is_waiting = |current: &Current| matches!(current.doing, Doing::Frame(..) | Doing::Joining);
-            if worker.current.as_ref().is_some_and(is_waiting) {
+            let is_connecting = worker.current.as_ref().is_some_and(|current| {
+                matches!(&current.item, Item::Task { operation: Operation::Reconnect { .. }, .. })
+                    && matches!(current.doing, Doing::Call(_))
+            });
+            let is_waiting =
+                |current: &Current| matches!(current.doing, Doing::Frame(..) | Doing::Joining | Doing::Room);
+            if is_connecting {
+                self.end(side, place, Err(Error::Interrupted));
+            } else if worker.current.as_ref().is_some_and(is_waiting) {
                 self.keep(side, place);
                 self.end(side, place, Err(Error::Interrupted));
             }

@@ -33,11 +33,13 @@ pub(crate) enum Happening {
     /// The destination looks whether it hears anything.
     Listen,
     Depart {
+        connection: usize,
         side: Side,
         lane: u32,
         departure: u64,
     },
     Arrive {
+        connection: usize,
         side: Side,
         lane: u32,
         generation: u64,
@@ -52,13 +54,15 @@ pub(crate) enum Happening {
     LaneLost {
         lane: u32,
     },
-    /// A side learns that the connection is gone.
+    /// A side learns that a connection is gone.
     Lost {
         side: Side,
+        connection: usize,
     },
     /// What a side sends is refused: the peer is over.
     Refused {
         side: Side,
+        connection: usize,
     },
     Fault(Fault),
     /// The link works again.

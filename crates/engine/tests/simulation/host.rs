@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use fastrand::Rng;
+use whimbrel_engine::proto::backlog::Backlog;
 use whimbrel_engine::proto::control::Table;
 use whimbrel_engine::proto::destination::{Destination, Site, Taken};
 use whimbrel_engine::proto::identity::DeviceIdentity;
@@ -61,6 +62,8 @@ pub(crate) enum Doing {
     Call(Fate),
     /// A frame that the link has no room for.
     Frame(Frame, u64),
+    /// State that there is no room to keep.
+    Room,
     /// The answers to connections that want to join.
     Joining,
     /// The end, which is about to be reported.
@@ -75,6 +78,8 @@ pub(crate) struct Current {
     pub(crate) turn: u64,
     pub(crate) sent: Sent,
     pub(crate) pages: VecDeque<usize>,
+    /// State that is sent again.
+    pub(crate) again: VecDeque<(usize, Block, u64)>,
     /// The lanes that it has sent something on.
     pub(crate) parts: u32,
     /// Whether the operation's own frame has gone out.
@@ -138,6 +143,22 @@ impl Machine {
         }
     }
 
+    /// Whether the source keeps what a lost connection could lose.
+    pub(crate) fn keeps(&self) -> bool {
+        match self {
+            Machine::Source(machine) => machine.keeps_state().is_some(),
+            Machine::Destination(_) => false,
+        }
+    }
+
+    /// Whether the destination waits for a source whose connection was lost.
+    pub(crate) fn is_resumable(&self) -> bool {
+        match self {
+            Machine::Source(_) => false,
+            Machine::Destination(machine) => machine.is_resumable(),
+        }
+    }
+
     pub(crate) fn listens_since(&self) -> Option<Now> {
         match self {
             Machine::Source(_) => None,
@@ -179,6 +200,14 @@ pub(crate) struct Host {
     /// The connections that have joined so far.
     pub(crate) joined: u32,
     pub(crate) epoch: u64,
+    /// The connection that it sends on, and the one that it receives from.
+    pub(crate) connection: usize,
+    pub(crate) hears: Option<usize>,
+    /// At the destination: the last connection on which the source came back, by its number.
+    pub(crate) back: Option<(u32, usize)>,
+    /// At the source: the state that was sent and is not confirmed, and the memory.
+    pub(crate) backlog: Backlog<(usize, Block)>,
+    pub(crate) unconfirmed: Vec<bool>,
     /// The machine has been told that the connection is lost.
     pub(crate) is_told_lost: bool,
     pub(crate) last_arrival: Now,
@@ -218,7 +247,10 @@ impl Host {
                 let needs = plan.has_blob.then_some(Feature::Blobs).into_iter().collect();
                 let has_lanes = features.contains(&Feature::Lanes);
                 let channels = if has_lanes { plan.channels[0] } else { 1 };
-                let offer = Offer::new(ID, &features, &needs).with_channels(channels);
+                let can_resume = features.contains(&Feature::Resume);
+                let reconnect = if can_resume { plan.source.reconnect } else { Duration::ZERO };
+                let offer =
+                    Offer::new(ID, &features, &needs).with_channels(channels).with_reconnect(reconnect);
                 let plan = SourcePlan { offer, table: table(plan), options: plan.source };
                 Machine::Source(Box::new(source::Source::new(plan, Duration::ZERO)))
             }
@@ -253,12 +285,17 @@ impl Host {
             guest_state: rng.u32(..),
             blob: None,
             journal: Vec::new(),
-            intake: LaneIntake::new(),
+            intake: LaneIntake::new().confirms_after(plan.window / 8),
             waiting: vec![VecDeque::new(); 16],
             expected: None,
             lanes: 1,
             joined: 0,
             epoch: 0,
+            connection: 0,
+            hears: Some(0),
+            back: None,
+            backlog: Backlog::new(count, plan.window),
+            unconfirmed: vec![false; plan.pages],
             is_told_lost: false,
             last_arrival: Duration::ZERO,
             worked_until: Duration::ZERO,
@@ -276,6 +313,11 @@ impl Host {
     /// Whether its machine is at work.
     pub(crate) fn is_active(&self) -> bool {
         self.machine.is_some() && self.end.is_none()
+    }
+
+    /// The pages that would have to be sent if everything stopped now.
+    pub(crate) fn dirty_pages(&self) -> usize {
+        if self.is_unlogged { self.dirty.len() } else { self.dirty.iter().filter(|is| **is).count() }
     }
 
     /// Whether a copy of a device runs here.

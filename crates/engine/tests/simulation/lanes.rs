@@ -25,6 +25,14 @@ impl World {
         }
     }
 
+    /// A connection from a side, where the control connection is the one of this number.
+    pub(crate) fn lane_at(&mut self, connection: usize, from: Side, lane: u32) -> &mut Link {
+        match (from, (lane as usize).checked_sub(1)) {
+            (Side::Source, Some(index)) => &mut self.lanes[index],
+            _ => self.link_of(connection, from),
+        }
+    }
+
     /// The numbers of a side's connections.
     pub(crate) fn lane_numbers(&self, from: Side) -> std::ops::Range<u32> {
         0..if from == Side::Source { self.lanes.len() as u32 + 1 } else { 1 }
@@ -40,14 +48,17 @@ impl World {
         }
     }
 
-    /// Sets the bandwidth of all connections.
+    /// Sets the bandwidth of all connections, also of those to come.
     pub(crate) fn flow(&mut self, bandwidth: f64) {
-        for side in Side::BOTH {
-            for lane in self.lane_numbers(side) {
-                let index = (lane as usize).checked_sub(1);
-                let speed = index.map_or(1.0, |index| self.plan.lanes[index].0);
-                self.lane(side, lane).set_bandwidth(bandwidth * speed);
-                self.kick(side, lane);
+        self.bandwidth = bandwidth;
+        for connection in 0..self.connections() {
+            for side in Side::BOTH {
+                for lane in self.lane_numbers(side) {
+                    let index = (lane as usize).checked_sub(1);
+                    let speed = index.map_or(1.0, |index| self.plan.lanes[index].0);
+                    self.lane_at(connection, side, lane).set_bandwidth(bandwidth * speed);
+                    self.kick_of(connection, side, lane);
+                }
             }
         }
     }

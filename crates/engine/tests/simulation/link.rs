@@ -65,6 +65,8 @@ pub(crate) struct Link {
     pub(crate) is_silent: bool,
     /// The connection is closed or broken, and the sender can know.
     pub(crate) is_closed: bool,
+    /// Frames that have arrived at a side that does not receive yet.
+    pub(crate) inbox: Vec<Frame>,
 }
 
 impl Link {
@@ -80,6 +82,7 @@ impl Link {
             departure: 0,
             is_silent: false,
             is_closed: false,
+            inbox: Vec::new(),
         }
     }
 

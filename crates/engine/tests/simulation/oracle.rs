@@ -228,6 +228,13 @@ impl Oracle {
                     here.content, there.content
                 ));
             }
+            if !oracle.ruled && here.content == there.content && here.passed != there.passed {
+                wrong = Some(format!(
+                    "device {index} runs at the destination with other pieces of state than were read: {} and {}",
+                    here.passed.len(),
+                    there.passed.len()
+                ));
+            }
             if oracle.has_setup && !oracle.ruled && here.setup != there.setup {
                 wrong = Some(format!("device {index} runs at the destination with another setup"));
             }

@@ -20,6 +20,10 @@ pub(crate) enum Lie {
     EndsEarly,
     /// The destination says FAILED while a device runs.
     FailedAndRuns,
+    /// After a connection was lost, the memory of the lost round is not marked again.
+    ForgetsLostRound,
+    /// After a connection was lost, other state is sent than what was lost.
+    ResendsOtherState,
     /// A dirty page is not sent again.
     ForgetsPage,
     /// The source lets its devices run after HANDOVER.
@@ -39,7 +43,9 @@ pub(crate) enum Lie {
 pub(crate) enum Fault {
     /// A side is cancelled.
     Cancel(Side),
-    /// The connection breaks: all in flight is lost. With `silent`, nobody is told.
+    /// Somebody who does not know the secret wants to replace the connection.
+    Intruder,
+    /// The connection breaks: all in flight is lost. With `silent`, nobody is told. There is no other one for a time.
     Cut { silent: bool },
     /// Nothing moves for a time.
     Stall(Duration),
@@ -112,6 +118,11 @@ pub(crate) struct Plan {
     pub(crate) call: Duration,
     pub(crate) source: SourceOptions,
     pub(crate) destination: DestinationOptions,
+    /// How long there is no other connection after one was cut, and whether attempts get no answer meanwhile.
+    pub(crate) outage: Duration,
+    pub(crate) is_outage_silent: bool,
+    /// The bytes of state that the source keeps until they are confirmed.
+    pub(crate) window: u64,
     pub(crate) faults: Vec<(When, Fault)>,
     /// The chance that a call fails, hangs or is slow, in 10,000.
     pub(crate) noise: [u32; 3],
@@ -188,6 +199,9 @@ impl Plan {
             call: millis(rng, 0.01, 30.0),
             source,
             destination,
+            outage: millis(rng, 0.1, 3000.0),
+            is_outage_silent: rng.bool(),
+            window: log(rng, 3e5, 3e7) as u64,
             faults: Vec::new(),
             noise: [0; 3],
             calm: Duration::from_secs(10),
@@ -196,10 +210,47 @@ impl Plan {
             lie: None,
         };
         plan.decide_policy(rng);
+        if chance(rng, 60) {
+            plan.source = plan.source.reconnect(millis(rng, 100.0, 10_000.0));
+        }
+        if chance(rng, 80) {
+            plan.destination = plan.destination.reconnect(millis(rng, 100.0, 10_000.0));
+        }
         if chance(rng, 50) {
             plan.use_lanes(rng);
         }
         plan
+    }
+
+    /// Lets both sides replace a lost connection.
+    pub(crate) fn resume(&mut self, within: Duration) {
+        self.source = self.source.reconnect(within).timeout(Duration::from_secs(2)).max_rounds(20);
+        self.source.total_timeout = None;
+        // Of several connections none is replaced.
+        self.channels[0] = 1;
+        self.lanes.clear();
+        self.destination = self.destination.reconnect(within * 2).timeout(Duration::from_secs(2));
+        self.outage = self.outage.min(within / 4);
+        for side in &mut self.features {
+            side.retain(|feature| *feature != Feature::Resume);
+            side.push(Feature::Resume);
+        }
+    }
+
+    /// Gives every device much state that it yields before the stop, for a link on which that takes a while.
+    pub(crate) fn has_much_state(&mut self) {
+        for device in &mut self.devices {
+            device.flags |= MigrationFlags::PRE_COPY;
+            (device.blocks, device.block_bytes) = (device.blocks.max(10), 100_000);
+            device.last = device.last.min(1);
+            device.rate = device.rate.min(5.0);
+        }
+        self.cpu_rate = self.cpu_rate.min(5.0);
+        self.bandwidth = 1e7;
+        self.latency = self.latency.min(Duration::from_millis(20));
+        self.call = self.call.min(Duration::from_millis(5));
+        self.source = self.source.downtime_limit(Duration::from_millis(500));
+        self.has_blob = false;
     }
 
     /// Spreads memory and state over several connections.
@@ -267,7 +318,8 @@ impl Plan {
 
     fn fault(rng: &mut Rng) -> Fault {
         let side = Side::BOTH[rng.usize(..2)];
-        match rng.u8(..12) {
+        match rng.u8(..13) {
+            12 => Fault::Intruder,
             9 | 10 => Fault::CutLane { lane: rng.u32(1..=3), silent: chance(rng, 40) },
             11 => Fault::Stranger(match rng.u8(..4) {
                 0 => Stranger::Guesses,
@@ -342,10 +394,31 @@ impl Plan {
         if phase == "Ping" {
             self.features = [Feature::ALL.to_vec(), Feature::ALL.to_vec()];
         }
+        let is_of_lost_link =
+            |phase| matches!(phase, "Broken" | "Reconnect" | "Join" | "Resend" | "Await" | "Rejoin");
+        if is_of_lost_link(phase) {
+            self.resume(Duration::from_secs(3));
+            self.devices.iter_mut().for_each(|device| device.flags |= MigrationFlags::PRE_COPY);
+            self.outage = self.outage.min(Duration::from_millis(100));
+            if phase == "Broken" {
+                // Calls that are under way when the connection breaks.
+                self.call = Duration::from_millis(30);
+            }
+        }
         let at = |side, name: &str| When::In(side, row(side, name), now);
         let (source, destination) = (Side::Source, Side::Destination);
         let mut fault = |when, fault| self.faults.push((when, fault));
         match (side, phase) {
+            (_, "Broken" | "Reconnect" | "Join" | "Resend" | "Await" | "Rejoin") => {
+                let name = match side {
+                    Side::Source => ["RoundQuery", "RoundSend", "RoundLeft", "Precopy"][rng.usize(..4)],
+                    Side::Destination => ["Load", "RoundEnd"][rng.usize(..2)],
+                };
+                if phase == "Broken" && chance(rng, 50) {
+                    fault(at(side, name), Fault::Fail(side));
+                }
+                fault(at(side, name), Fault::Cut { silent: false });
+            }
             (Side::Source, "Settle(Back)" | "Back(Query)" | "Back(Owner)" | "Back(Tell)" | "Back(Run)") => {
                 let name = ["RoundSend", "Pause", "Stop", "Rest", "End"][rng.usize(..5)];
                 let first = match rng.u8(..3) {

@@ -23,6 +23,8 @@ pub(crate) struct Outcome {
     pub(crate) complaint: Option<String>,
     pub(crate) coverage: Coverage,
     pub(crate) trace: Vec<String>,
+    /// The connections that were replaced, as the source reports them.
+    pub(crate) reconnections: u32,
 }
 
 pub(crate) struct World {
@@ -32,8 +34,12 @@ pub(crate) struct World {
     happenings: BinaryHeap<Reverse<Due>>,
     next: u64,
     hosts: [Host; 2],
-    /// By the side that sends.
-    links: [Link; 2],
+    /// The control connections, each by the side that sends.
+    pub(crate) links: Vec<[Link; 2]>,
+    /// Until when there is no other connection.
+    pub(crate) down_until: Now,
+    /// Bytes a second on every connection.
+    pub(crate) bandwidth: f64,
     /// From the source to the destination, from lane 1 on.
     pub(crate) lanes: Vec<Link>,
     pub(crate) oracle: Oracle,
@@ -60,7 +66,9 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
         happenings: BinaryHeap::new(),
         next: 0,
         hosts,
-        links,
+        links: vec![links],
+        down_until: Duration::ZERO,
+        bandwidth: plan.bandwidth,
         coverage: Coverage::of_run(),
         arbiter: JournalArbiter::new(),
         is_calm: false,
@@ -76,7 +84,12 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
         world.coverage.successes = 1;
         world.coverage.with_lanes = u32::from(world.hosts[0].lanes > 1);
     }
-    Outcome { complaint, coverage: world.coverage, trace: world.trace.unwrap_or_default() }
+    let reconnections = match &world.hosts[0].end {
+        Some(End::Source(Ok(report))) => report.reconnections,
+        Some(End::Source(Err(error))) => error.report.reconnections,
+        _ => 0,
+    };
+    Outcome { complaint, coverage: world.coverage, trace: world.trace.unwrap_or_default(), reconnections }
 }
 
 impl World {
@@ -99,8 +112,18 @@ impl World {
         &self.hosts
     }
 
+    /// The direction that a side sends on.
     pub(crate) fn link(&mut self, from: Side) -> &mut Link {
-        &mut self.links[from as usize]
+        let connection = self.hosts[from as usize].connection;
+        self.link_of(connection, from)
+    }
+
+    pub(crate) fn link_of(&mut self, connection: usize, from: Side) -> &mut Link {
+        &mut self.links[connection][from as usize]
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.links.len()
     }
 
     pub(crate) fn after(&mut self, delay: Duration, happening: Happening) {
@@ -140,7 +163,11 @@ impl World {
         let transfer = Duration::from_secs_f64(bytes as f64 / self.plan.bandwidth) * 10;
         let waits =
             options.0.timeout + options.1.timeout + (options.0.call_timeout + options.1.call_timeout) * 4;
-        self.plan.calm + (transfer + waits + self.plan.call * 100) * rounds + Duration::from_mins(1)
+        let reconnect = (options.0.reconnect + self.plan.outage) * 2;
+        self.plan.calm
+            + reconnect
+            + (transfer + waits + self.plan.call * 100) * rounds
+            + Duration::from_mins(1)
     }
 
     fn play(&mut self) {
@@ -182,21 +209,32 @@ impl World {
                 }
             }
             Happening::Listen => self.listen(),
-            Happening::Depart { side, lane, departure } => self.depart(side, lane, departure),
-            Happening::Arrive { side, lane, generation, frame } => {
-                let link = self.lane(side, lane);
-                if link.generation == generation && !link.is_silent {
+            Happening::Depart { connection, side, lane, departure } => {
+                self.depart(connection, side, lane, departure);
+            }
+            Happening::Arrive { connection, side, lane, generation, frame } => {
+                let link = self.lane_at(connection, side, lane);
+                if link.generation != generation || link.is_silent {
+                } else if lane > 0 || self.host(side.peer()).hears == Some(connection) {
                     self.arrive(side.peer(), lane, frame);
+                } else {
+                    self.arrive_elsewhere(connection, side.peer(), frame);
                 }
             }
             Happening::Answered { lane, is_joined } => self.answered(lane, is_joined),
             Happening::LaneLost { lane } => self.lane_lost(lane),
-            Happening::Lost { side } => self.lost(side, Error::Lost { side: "peer" }),
-            Happening::Refused { side } => {
-                for lane in self.lane_numbers(side) {
-                    self.lane(side, lane).is_closed = true;
+            Happening::Lost { side, connection } => {
+                if self.host(side).hears == Some(connection) {
+                    self.lost(side, Error::Lost { side: "peer" });
                 }
-                self.wake(side);
+            }
+            Happening::Refused { side, connection } => {
+                for lane in self.lane_numbers(side) {
+                    self.lane_at(connection, side, lane).is_closed = true;
+                }
+                if self.host(side).connection == connection {
+                    self.wake(side);
+                }
             }
             Happening::Fault(fault) if !self.is_calm => self.strike(fault),
             Happening::Fault(_) => {}
@@ -206,6 +244,7 @@ impl World {
             Happening::Calm => {
                 self.say(|_| "faults stop".into());
                 self.is_calm = true;
+                self.down_until = self.down_until.min(self.now);
                 self.happen(Happening::Flow);
                 for side in Side::BOTH {
                     let host = self.host(side);
@@ -327,8 +366,8 @@ impl World {
         self.say(|world| format!("{side:?} is over: {:?}", world.hosts[side as usize].end));
         self.host(side).expected = None;
         self.close(side);
-        let delay = self.link(side).latency;
-        self.after(delay, Happening::Refused { side: side.peer() });
+        let (delay, connection) = (self.link(side).latency, self.host(side).connection);
+        self.after(delay, Happening::Refused { side: side.peer(), connection });
         Oracle::finished(self, side);
         self.consider_resolving(side);
     }
@@ -353,29 +392,36 @@ impl World {
 
     /// Lets the first frame of a connection leave.
     pub(crate) fn kick(&mut self, side: Side, lane: u32) {
-        let link = self.lane(side, lane);
+        let connection = self.hosts[side as usize].connection;
+        self.kick_of(connection, side, lane);
+    }
+
+    pub(crate) fn kick_of(&mut self, connection: usize, side: Side, lane: u32) {
+        let link = self.lane_at(connection, side, lane);
         if link.departing {
             return;
         }
         if let Some(takes) = link.leaving_takes() {
             link.departing = true;
             let departure = link.departure;
-            self.after(takes, Happening::Depart { side, lane, departure });
+            self.after(takes, Happening::Depart { connection, side, lane, departure });
         }
     }
 
-    fn depart(&mut self, side: Side, lane: u32, departure: u64) {
-        let link = self.lane(side, lane);
+    fn depart(&mut self, connection: usize, side: Side, lane: u32, departure: u64) {
+        let link = self.lane_at(connection, side, lane);
         if link.departure != departure {
             return;
         }
         link.departing = false;
         let (latency, generation) = (link.latency, link.generation);
         if let Some(frame) = link.pop() {
-            self.after(latency, Happening::Arrive { side, lane, generation, frame });
+            self.after(latency, Happening::Arrive { connection, side, lane, generation, frame });
         }
-        self.kick(side, lane);
-        self.wake(side);
+        self.kick_of(connection, side, lane);
+        if self.host(side).connection == connection {
+            self.wake(side);
+        }
     }
 
     pub(crate) fn lost(&mut self, side: Side, error: Error) {

@@ -23,6 +23,7 @@ use super::{ChannelError, Joins, Receiver, Sender, Stream, Tls, TlsError, Until,
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
 use crate::proto::greeting::{Greeting, Terms};
+use crate::proto::join::NoSuchMigration;
 use crate::proto::negotiate::{Accept, Offer};
 use crate::proto::table;
 
@@ -139,6 +140,10 @@ impl Unknown {
                 Err(ChannelError::TimedOut) if self.since.elapsed() < GREETING_TIMEOUT => return Ok(None),
                 Err(ChannelError::TimedOut) => {
                     return Err(Failure::Refused(format!("no {expected} within the time limit")));
+                }
+                // It belongs to a migration that is over, or to that of another destination.
+                Err(ChannelError::Malformed(error)) if error.is_unexpected(Kind::Join) => {
+                    return Err(refused(&NoSuchMigration));
                 }
                 Err(error @ ChannelError::Closed) => return Err(Failure::Left(error.to_string())),
                 Err(ChannelError::Failed(error)) => return Err(failure_of(&error)),

@@ -31,13 +31,15 @@ impl Destination {
             Ok(features) => features,
             Err(error) => return self.fail(error.into()),
         };
-        let accept = accept(offer, &features, self.site.options.channels, self.site.secret);
+        let most = (self.site.options.channels, self.site.options.reconnect);
+        let accept = accept(offer, &features, most, self.site.secret);
         if self.accepted.as_ref().is_some_and(|accepted| *accepted != accept) {
             return self.fail(Error::Protocol(
                 "the source was accepted with other features than this destination has".into(),
             ));
         }
         self.features = features;
+        self.resumption.agree(&accept);
         self.accept = Some(accept);
         self.answered = true;
     }

@@ -19,6 +19,10 @@ pub struct DestinationOptions {
     pub expected_inspection: Duration,
     /// The maximum number of connections in all that the source may use, 1 to 16.
     pub channels: u32,
+    /// The time to wait for the source on another connection, after the one with it was lost in pre-copy. Zero: the loss ends
+    /// the migration. The smaller of both sides' times counts. Of several connections
+    /// none is replaced.
+    pub reconnect: Duration,
     /// The maximum of memory for data that has arrived and that no device has taken yet, in bytes, whatever the source does.
     /// Each connection needs 3 MiB of it: with less than that for all, fewer connections are allowed. It does not include
     /// the state of the source's owner, of which there may be 64 MiB, and the memory that is migrated, which is received in
@@ -38,6 +42,7 @@ impl Default for DestinationOptions {
             call_timeout: Duration::from_secs(10),
             expected_inspection: Duration::ZERO,
             channels: MAX_CHANNELS,
+            reconnect: Duration::ZERO,
             receive_memory: 64 << 20,
         }
     }
@@ -52,6 +57,7 @@ impl DestinationOptions {
             timeout: self.timeout.min(LONGEST),
             call_timeout: self.call_timeout.min(LONGEST),
             expected_inspection: self.expected_inspection.min(LONGEST),
+            reconnect: self.reconnect.min(LONGEST),
             ..self
         }
     }
@@ -84,6 +90,12 @@ impl DestinationOptions {
     #[must_use]
     pub fn channels(self, channels: u32) -> DestinationOptions {
         DestinationOptions { channels, ..self }
+    }
+
+    /// Sets [`DestinationOptions::reconnect`].
+    #[must_use]
+    pub fn reconnect(self, reconnect: Duration) -> DestinationOptions {
+        DestinationOptions { reconnect, ..self }
     }
 
     /// Sets [`DestinationOptions::expected_inspection`].

@@ -1,13 +1,14 @@
 //! Tests of messages and their payloads.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::proto::control::{BlobName, Fits, Ready, Running};
 use crate::proto::identity::PciIdentity;
-use crate::proto::join::{Join, Purpose, Secret};
+use crate::proto::join::{Join, Purpose, Resumed, Secret};
 use crate::proto::negotiate::{Accept, Feature, Offer};
 use crate::set::RamRegion;
 
@@ -41,7 +42,11 @@ fn every_control() -> Vec<Control> {
     vec![
         Control::Hello(Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new())),
         Control::Hello(Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_channels(4)),
+        Control::Hello(
+            Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_reconnect(Duration::from_secs(9)),
+        ),
         Control::Accept(Accept::new(&BTreeSet::new())),
+        Control::Accept(Accept { reconnect_ms: Some(8), secret, ..Accept::new(&BTreeSet::new()) }),
         Control::Accept(Accept { channels: Some(4), secret, ..Accept::new(&BTreeSet::new()) }),
         Control::Table(table),
         Control::Fits(Fits { setup_us: 9 }),
@@ -58,7 +63,11 @@ fn every_control() -> Vec<Control> {
         Control::Failed(reason.clone()),
         Control::Abort(reason),
         Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Lane(1))),
+        Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Resumption(3))),
         Control::Joined,
+        Control::Resumed(Resumed { round: 3, devices: vec![0, u64::MAX] }),
+        Control::StateTaken { device: 3, bytes: 1 << 50 },
+        Control::Stopping,
         Control::Mark { number: u32::MAX },
     ]
 }
@@ -85,8 +94,10 @@ fn every_message_reads_back_as_it_was_written() {
 
 #[test]
 fn payloads_of_the_wrong_length_are_refused() {
-    let cases: [(Kind, &[u8]); 17] = [
+    let cases: [(Kind, &[u8]); 19] = [
         (Kind::Handover, b"x"),
+        (Kind::Stopping, b"x"),
+        (Kind::StateTaken, &[0; 12]),
         (Kind::Memory, &[0; 8]),
         (Kind::Memory, &[0; 3]),
         (Kind::DeviceState, &[0; 8]),

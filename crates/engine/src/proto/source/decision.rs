@@ -161,7 +161,10 @@ impl Source {
     pub(super) fn end_of_precopy(&self) -> Option<Now> {
         // Once it records, the stop is decided.
         let is_before_the_stop = self.phase != Phase::Record
-            && matches!(self.shown_phase(), progress::Phase::Greeting | progress::Phase::Round(_));
+            && matches!(
+                self.shown_phase(),
+                progress::Phase::Greeting | progress::Phase::Round(_) | progress::Phase::Reconnecting
+            );
         let timeout = self
             .plan
             .options

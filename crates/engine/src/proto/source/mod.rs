@@ -11,6 +11,7 @@ mod lanes;
 mod options;
 mod phase;
 mod progress;
+mod resume;
 mod rollback;
 mod round;
 mod switchover;
@@ -90,6 +91,7 @@ pub struct Source {
     round: round::Round,
     /// The first pass over all memory, for memory that no log covers.
     full_pass: Option<round::FullPass>,
+    resumption: resume::Resumption,
     /// The number of rounds with padding.
     paddings: u32,
     confirmed_initial: bool,
@@ -137,6 +139,7 @@ impl Source {
             outlook: progress::Outlook::default(),
             round: round::Round::default(),
             full_pass: None,
+            resumption: resume::Resumption::default(),
             paddings: 0,
             confirmed_initial: false,
             memory_left: 0,
@@ -177,9 +180,10 @@ impl Source {
             Event::Done { id, result } => self.done(id, result),
             Event::Overdue(id) => self.overdue(id),
             Event::Received(control) => self.received(control),
-            Event::Lost(error) => self.fail(error),
+            Event::Lost(error) => self.link_failed(error),
             Event::Cancel(reason) => self.cancel(reason),
-            Event::Tick => {}
+            // Events of the destination.
+            Event::Resumption(_) | Event::StateArrived { .. } | Event::Tick => {}
         }
         while self.phase_is_done() {
             self.advance();
@@ -191,6 +195,7 @@ impl Source {
         if self.phase != Phase::Over {
             return None;
         }
+        self.warn_of_reconnections();
         let mut report = std::mem::take(&mut self.report);
         report.downtime_limit_ms = milliseconds(self.downtime_limit());
         let since_start = |at: Now| milliseconds(at.saturating_sub(self.started));
@@ -246,6 +251,7 @@ impl Source {
             }
             // Each frame and each call has a deadline of its own.
             Phase::RoundSend
+            | Phase::Resend
             | Phase::Precopy
             | Phase::RoundQuery
             | Phase::RoundLeft
@@ -256,6 +262,8 @@ impl Source {
             Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest => in_downtime,
             // READY is an answer like any other, however large the budget is.
             Phase::End => in_downtime.into_iter().chain([self.now + timeout]).min(),
+            Phase::Broken | Phase::Reconnect => self.resumption_ends(),
+            Phase::Join => self.resumption_ends().into_iter().chain([self.now + timeout]).min(),
             Phase::Release | Phase::Settle(_) | Phase::Park => Some(self.now + call),
             Phase::Back(back) => Some(self.now + back.timeout(call)),
         };
@@ -282,7 +290,10 @@ impl Source {
             Phase::End => self.say_end(),
             Phase::Committed => self.commit(),
             Phase::Release => self.release(),
-            Phase::Settle(_) => self.pending.command(Command::Interrupt),
+            Phase::Broken | Phase::Settle(_) => self.pending.command(Command::Interrupt),
+            Phase::Reconnect => self.reconnect(),
+            Phase::Join => self.pending.start(Place::Stream, Operation::Listen),
+            Phase::Resend => self.resend(),
             Phase::Back(back) => self.bring_back(back),
             Phase::Park => self.park(),
             Phase::Over => self.pending.command(Command::Finish),
@@ -292,7 +303,13 @@ impl Source {
     fn phase_is_done(&self) -> bool {
         let awaits_answer = matches!(
             self.phase,
-            Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::End | Phase::Committed
+            Phase::Hello
+                | Phase::Table
+                | Phase::RoundEnd
+                | Phase::Ping
+                | Phase::Join
+                | Phase::End
+                | Phase::Committed
         );
         match self.phase {
             _ if self.lost.is_some() => false,
@@ -323,6 +340,10 @@ impl Source {
             Phase::RoundLeft => self.enter(Phase::RoundMemoryLeft),
             Phase::RoundMemoryLeft => self.judge_round(),
             Phase::Slow => self.slowed(),
+            Phase::Broken => self.enter(Phase::Reconnect),
+            Phase::Reconnect => self.enter(Phase::Join),
+            Phase::Join => self.enter(Phase::Resend),
+            Phase::Resend => self.go_on_with_round(),
             Phase::Record if self.initial_is_done() => self.enter(Phase::Pause),
             Phase::Precopy | Phase::Record => self.next_round(),
             Phase::Pause if self.quiesces() => self.enter(Phase::Quiesce),
@@ -354,6 +375,13 @@ impl Source {
 
     fn done(&mut self, id: OperationId, result: Result<Done, Error>) {
         let Some((place, operation)) = self.pending.end(id) else { return };
+        let result = match result {
+            Ok(done) => Ok(done),
+            Err(error) => match self.beside_lost_link(&operation, error) {
+                Some(error) => Err(error),
+                None => return,
+            },
+        };
         match (result, self.phase) {
             (result, Phase::Back(back)) => self.back_done(back, place, &operation, result),
             (Ok(done), _) => self.note(place, &operation, done),
@@ -368,11 +396,11 @@ impl Source {
                 };
                 self.report.warnings.push(format!("{error}{hint}"));
             }
-            (Err(error), Phase::Slow) if matches!(operation, Operation::Slow(_)) => {
+            (Err(error), Phase::Slow | Phase::Broken) if matches!(operation, Operation::Slow(_)) => {
                 self.warn(format!("the owner could not be slowed down: {error}"));
             }
             (Err(error @ Error::Lost { .. }), _) if self.can_be_cancelled() => self.await_reason(error),
-            (Err(error), _) => self.fail(error),
+            (Err(error), _) => self.link_failed(error),
         }
     }
 
@@ -380,7 +408,9 @@ impl Source {
     fn note(&mut self, place: Place, operation: &Operation, done: Done) {
         match (place, done) {
             (Place::Device(index), done) => self.note_of_device(index, operation, done),
-            (_, Done::Bytes(bytes)) if matches!(operation, Operation::CollectMemoryLogs { .. }) => {
+            (_, Done::Bytes(bytes))
+                if matches!(operation, Operation::CollectMemoryLogs { .. } | Operation::RoundLost) =>
+            {
                 self.memory_left = bytes;
             }
             (_, Done::Slowed(is_slower)) => self.slowing.note(is_slower),
@@ -405,6 +435,7 @@ impl Source {
                     Ok(features) => self.features = features,
                     Err(error) => return self.fail(error.into()),
                 }
+                self.agree_on_resumption(accept);
                 self.accepted(accept.clone());
                 true
             }
@@ -416,6 +447,13 @@ impl Source {
                 *number == self.round.number && self.round_done()
             }
             (Control::Pong { id }, Phase::Ping) => *id == self.round.number && self.pong(),
+            // The last words of a lost connection: the new one tells what counts.
+            (Control::RoundDone { .. } | Control::Pong { .. }, Phase::Broken | Phase::Reconnect) => return,
+            (Control::Resumed(resumed), Phase::Join) => match self.resumed(resumed.clone()) {
+                Ok(()) => true,
+                Err(error) => return self.fail(error),
+            },
+            (Control::Failed(reason), Phase::Join) => return self.join_refused(reason.reason.clone()),
             (Control::Ready(ready), Phase::End) => return self.ready(*ready),
             (Control::Running(running), _) => return self.running(*running),
             (Control::Failed(reason), _) => return self.peer_failed(reason.reason.clone()),
@@ -453,7 +491,7 @@ impl Source {
         }
         let timeout = self.plan.options.timeout;
         if let Some(error) = self.lost.take() {
-            return self.fail(error);
+            return self.link_failed(error);
         }
         match self.phase {
             Phase::Settle(then) => {
@@ -476,7 +514,11 @@ impl Source {
             _ if self.end_of_precopy().is_some_and(|end| self.now >= end) => {
                 self.fail(self.out_of_time());
             }
-            _ => self.fail(Error::Silent { side: super::DESTINATION, waited: timeout }),
+            _ if self.resumption_ends().is_some_and(|end| self.now >= end) => {
+                let error = self.not_resumed();
+                self.fail(error);
+            }
+            _ => self.link_failed(Error::Silent { side: super::DESTINATION, waited: timeout }),
         }
     }
 

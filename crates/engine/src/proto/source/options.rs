@@ -51,6 +51,10 @@ pub struct SourceOptions {
     pub timeout: Duration,
     /// Timeout for a call into a driver.
     pub call_timeout: Duration,
+    /// The time for which the source tries to reach the destination again, after the connection was lost in pre-copy. Zero:
+    /// the loss ends the migration. The smaller of both sides' times counts. Of several connections
+    /// none is replaced.
+    pub reconnect: Duration,
     /// The maximum time from the stop until the handover is sent, if set: see [`SourceOptions::stop_budget`].
     pub budget: Option<Duration>,
     /// The number of connections to use, 1 to 16, the first one included. Memory and state are spread over them. The
@@ -69,6 +73,7 @@ impl Default for SourceOptions {
             bandwidth: None,
             timeout: Duration::from_mins(1),
             call_timeout: Duration::from_secs(10),
+            reconnect: Duration::ZERO,
             budget: None,
             channels: 1,
         }
@@ -88,6 +93,7 @@ impl SourceOptions {
             total_timeout: self.total_timeout.map(|timeout| timeout.min(LONGEST)),
             timeout: self.timeout.min(LONGEST),
             call_timeout: self.call_timeout.min(LONGEST),
+            reconnect: self.reconnect.min(LONGEST),
             budget: self.budget.map(|budget| budget.min(LONGEST)),
             ..self
         }
@@ -139,6 +145,12 @@ impl SourceOptions {
     #[must_use]
     pub fn call_timeout(self, call_timeout: Duration) -> SourceOptions {
         SourceOptions { call_timeout, ..self }
+    }
+
+    /// Sets [`SourceOptions::reconnect`].
+    #[must_use]
+    pub fn reconnect(self, reconnect: Duration) -> SourceOptions {
+        SourceOptions { reconnect, ..self }
     }
 
     /// Sets [`SourceOptions::channels`].

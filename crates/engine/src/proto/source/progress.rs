@@ -60,6 +60,7 @@ impl Source {
             | Phase::RoundMemoryLeft
             | Phase::Slow
             | Phase::Record => progress::Phase::Round(self.round.number),
+            Phase::Broken | Phase::Reconnect | Phase::Join | Phase::Resend => progress::Phase::Reconnecting,
             Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End | Phase::Committed => {
                 progress::Phase::Switchover
             }

@@ -62,8 +62,12 @@ impl Source {
     }
 
     pub(super) fn next_round(&mut self) {
-        self.round = Round::numbered(self.round.number + 1, self.now);
-        self.report.rounds = self.round.number;
+        self.begin_round(self.round.number + 1);
+    }
+
+    pub(super) fn begin_round(&mut self, number: u32) {
+        self.round = Round::numbered(number, self.now);
+        self.report.rounds = number;
         self.expect_round();
         self.enter(Phase::RoundQuery);
     }
@@ -121,6 +125,7 @@ impl Source {
 
     pub(super) fn round_done(&mut self) -> bool {
         self.confirmed_initial = self.round.says_initial && self.all_initial_sent();
+        self.round_confirmed();
         self.round.elapsed = self.now.saturating_sub(self.round.began);
         let answer = self.now.saturating_sub(self.asked_at);
         // An upper bound, until a PING measures less.

@@ -41,6 +41,9 @@ impl Source {
         self.report.predicted_downtime_ms =
             milliseconds(self.prediction.map(Prediction::total).unwrap_or_default());
         self.round = super::round::Round::numbered(self.round.number, self.now);
+        if self.keeps_state().is_some() {
+            self.say(Control::Stopping);
+        }
         // An owner that could pause only in part is resumed as well.
         self.paused = true;
         self.pending.start(Place::Owner, Operation::Pause);

@@ -17,7 +17,7 @@ pub(crate) mod wire;
 pub(crate) use control::{At, Control};
 pub(crate) use device::{Shape, open_any, open_in};
 pub(crate) use program::Program;
-pub(crate) use proxy::{Cut, Throttle, proxy, proxy_through};
+pub(crate) use proxy::{Cut, Recording, Throttle, proxy, proxy_through, proxy_to};
 pub(crate) use recorder::{Recorder, Written};
 pub(crate) use rig::{Ended, Memory, OwnLog, Rig, Side, Unit, memory, migrate_between, to_device};
 pub(crate) use watch::on_phase;
