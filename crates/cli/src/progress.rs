@@ -141,6 +141,7 @@ fn describe(progress: &Progress) -> String {
     let mut parts = vec![match progress.phase {
         Phase::Greeting => "negotiating".to_string(),
         Phase::Round(number) => format!("round {number}"),
+        Phase::Reconnecting => "connection lost, reconnecting".to_string(),
         Phase::Switchover => "switchover".to_string(),
         Phase::Recovery => "recovering".to_string(),
         _ => "done".to_string(),
@@ -189,6 +190,7 @@ mod tests {
         );
         assert_eq!(with(Phase::Round(3), None, Some(900)), "round 3, downtime 900.0 ms expected");
         assert_eq!(with(Phase::Round(3), Some(3_600_000), None), "round 3, 60 minutes left");
+        assert_eq!(with(Phase::Reconnecting, None, None), "connection lost, reconnecting");
         assert_eq!(with(Phase::Recovery, None, None), "recovering");
     }
 }

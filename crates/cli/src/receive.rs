@@ -42,6 +42,10 @@ pub(crate) struct Arguments {
     /// Timeout for data from the source, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
+    /// After the connection is lost before the devices stop, wait for this long for the source to come back, in seconds.
+    /// The source needs --reconnect as well; the shorter time counts. 0: the loss ends the migration
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    reconnect: u64,
     /// Allow the source this many connections at most, 1 to 16
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=16))]
     channels: u32,
@@ -117,7 +121,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             DestinationOptions::default()
                 .timeout(Duration::from_secs(arguments.timeout))
                 .channels(arguments.channels)
-                .receive_memory(arguments.receive_memory),
+                .receive_memory(arguments.receive_memory)
+                .reconnect(Duration::from_secs(arguments.reconnect)),
         )
         .cancel(signals.cancel());
     if let Some(journal) = journal.take() {

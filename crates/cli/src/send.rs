@@ -68,6 +68,11 @@ pub(crate) struct Arguments {
     /// Retry to connect for this long while nothing listens at ADDR, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     patience: u64,
+    /// After the connection is lost before the devices stop, try for this long to reach the destination again and go on,
+    /// in seconds. The destination needs --reconnect as well; the shorter time counts. 0: the loss ends the migration.
+    /// Of several connections (--channels) none is replaced
+    #[arg(long, conflicts_with = "channels", value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    reconnect: u64,
     /// Record the migration in this file, so that `whimbrel resolve` can settle its outcome after a crash. It is created if
     /// it does not exist. Of use for devices that outlive this command, such as served ones
     #[arg(long, value_name = "FILE")]
@@ -138,7 +143,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .max_rounds(arguments.max_rounds)
         .on_timeout(arguments.on_timeout.into())
         .channels(arguments.channels)
-        .timeout(timeout);
+        .timeout(timeout)
+        .reconnect(Duration::from_secs(arguments.reconnect));
     options.downtime_max = arguments.downtime_max.map(Duration::from_millis);
     options.total_timeout = arguments.total_timeout.map(Duration::from_secs);
     options.bandwidth = arguments.bandwidth;
