@@ -5,7 +5,8 @@
 //! and checks after it. Medians and their ratios are printed. QEMU is left out with a message if it is missing.
 //!
 //! `WHIMBREL_BENCH_MEMORY` (4GiB) and `WHIMBREL_BENCH_ROUNDS` (5) are the size and the number of rounds;
-//! `WHIMBREL_BENCH_QEMU` is QEMU's program.
+//! `WHIMBREL_BENCH_QEMU` is QEMU's program. `WHIMBREL_BENCH_ONLY` leaves out all rows whose first column lacks that text, except
+//! the bare loops of the same size.
 
 mod bare;
 mod memory;
@@ -130,8 +131,15 @@ fn main() -> Result<()> {
     let noise = MemoryFile::noise(size)?;
 
     // A program and its destination's memory, with all of its moves.
+    let only = std::env::var("WHIMBREL_BENCH_ONLY").unwrap_or_default();
+    let named: Vec<Program> = PROGRAMS.into_iter().filter(|program| program.name().contains(&only)).collect();
+    let is_base = |program: &Program| matches!(program, Program::Bare(_));
+    let programs = PROGRAMS.into_iter().filter(|program| {
+        let is_same = |other: &Program| other.state() == program.state();
+        program.name().contains(&only) || (is_base(program) && named.iter().any(is_same))
+    });
     let mut all: Vec<(Program, bool, Vec<Move>)> =
-        PROGRAMS.iter().flat_map(|&program| [(program, true, vec![]), (program, false, vec![])]).collect();
+        programs.flat_map(|program| [(program, true, vec![]), (program, false, vec![])]).collect();
     for round in 1..=rounds {
         for (program, is_touched, moves) in &mut all {
             moves.extend(program.run(&noise, qemu.as_ref(), *is_touched)?);
