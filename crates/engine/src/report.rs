@@ -60,6 +60,8 @@ pub struct Report {
 pub struct DeviceReport {
     /// The name.
     pub name: String,
+    /// The kind: the driver's name of its model, or the PCI ID; `None` if it is unknown.
+    pub kind: Option<String>,
     /// Bytes of its state.
     pub device_bytes: u64,
     /// Bytes of its state that were sent after the stop, as a part of `device_bytes`.

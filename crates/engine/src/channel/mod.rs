@@ -8,6 +8,7 @@
 
 mod address;
 mod bound;
+mod checks;
 mod connect;
 mod error;
 mod input;

@@ -13,13 +13,14 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::bound::Bound;
+use super::checks::{Check, Checks};
 use super::visitor_stream::VisitorStream;
 use super::warnings::Warnings;
 use super::{Channel, ChannelError, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError};
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
-use crate::proto::greeting::{Greeting, Terms};
-use crate::proto::negotiate::{Accept, Feature, Offer, VERSION, names};
+use crate::proto::greeting::{Answers, BUSY, Greeting, Terms};
+use crate::proto::negotiate::{Accept, CHECK, Feature, Offer, VERSION, names};
 use crate::proto::table;
 
 /// The number of peers without a HELLO that may stay for the whole time of a greeting.
@@ -47,6 +48,7 @@ const OUT_OF_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Visitors {
     unknown: Vec<Unknown>,
     leaving: Vec<Leaving>,
+    checks: Checks,
     /// The time until which no connection is accepted.
     paused: Option<Instant>,
     /// Set while the system is out of descriptors or memory for a connection.
@@ -123,7 +125,10 @@ impl Unknown {
             match self.receiver.greeting(expected, Until::now()) {
                 Ok(Control::Hello(offer)) => {
                     let features = terms.choose(&offer).map_err(|error| refused(&error))?;
-                    let accept = Accept { version: VERSION, features: names(&features) };
+                    let mut accept = Accept { version: VERSION, features: names(&features) };
+                    if terms.answers_for(&offer).is_some() {
+                        accept.features.insert(CHECK.to_string());
+                    }
                     self.sender
                         .send_now(&Control::Accept(accept).into(), Until::now())
                         .map_err(|error| Failure::Left(error.to_string()))?;
@@ -202,6 +207,7 @@ impl Visitors {
             return Ok(Some(sender));
         }
         self.see_off();
+        self.attend();
         self.accept(socket, policy).map_err(|error| WaitError::Failed(error.into()))?;
         if let Some(sender) = self.greet(policy) {
             return Ok(Some(sender));
@@ -217,22 +223,34 @@ impl Visitors {
     fn wait(&self, socket: &Bound, until: Until<'_>) -> Result<(), WaitError> {
         let now = Instant::now();
         let unknown = self.unknown.iter().map(|peer| &peer.stream);
-        let streams = unknown.chain(self.leaving.iter().map(|peer| &peer.stream));
+        let streams =
+            unknown.chain(self.leaving.iter().map(|peer| &peer.stream)).chain(self.checks.streams());
         let mut fds: Vec<_> =
             streams.map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)).collect();
         if self.may_accept(now) {
             fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
         }
-        self.next_deadline(now).map_or(until, |next| until.at_most(next)).poll(&fds).map(|_| ())
+        let next = if self.checks.has_more() { Some(now) } else { self.next_deadline(now) };
+        next.map_or(until, |next| until.at_most(next)).poll(&fds).map(|_| ())
     }
 
     /// Refuses all present peers, because another one is the sender.
     pub(super) fn refuse_all(&mut self) {
+        for Check { stream, sender, .. } in self.checks.take() {
+            self.tell(stream, sender, &busy(MIGRATING));
+        }
         for peer in std::mem::take(&mut self.unknown) {
             if peer.receiver.has_message() {
                 self.warn_of_another(&peer);
             }
-            self.refuse(peer, BUSY);
+            self.refuse(peer, &busy(MIGRATING));
+        }
+    }
+
+    /// Goes on with the checks.
+    fn attend(&mut self) {
+        for (check, reason) in self.checks.serve() {
+            self.tell(check.stream, check.sender, &reason);
         }
     }
 
@@ -288,7 +306,7 @@ impl Visitors {
         let room = others.first().filter(|_| too_many).map(|oldest| self.unknown[*oldest].since + MIN_STAY);
         let accepting = self.paused.filter(|end| *end > now);
         let leaving = self.leaving.iter().map(|peer| peer.deadline);
-        greeting.chain(room).chain(accepting).chain(leaving).min()
+        greeting.chain(room).chain(accepting).chain(leaving).chain(self.checks.deadlines()).min()
     }
 
     /// Greets the unidentified peers, as far as their bytes have arrived. Returns the first whose greeting is complete.
@@ -299,7 +317,12 @@ impl Visitors {
             match peer.greet(terms) {
                 Ok(None) => at += 1,
                 Ok(Some(greeting)) => {
-                    let Unknown { stream, sender, receiver, .. } = self.unknown.remove(at);
+                    let peer = self.unknown.remove(at);
+                    if let Some(answers) = terms.answers_for(&greeting.offer) {
+                        self.answer(peer, &greeting, answers);
+                        continue;
+                    }
+                    let Unknown { stream, sender, receiver, .. } = peer;
                     return Some(Known { peer: stream.socket().peer(), sender, receiver, greeting });
                 }
                 Err(failure) => {
@@ -309,6 +332,15 @@ impl Visitors {
             }
         }
         None
+    }
+
+    /// Answers a peer that only asks whether its devices fit.
+    fn answer(&mut self, peer: Unknown, greeting: &Greeting, answers: &Answers) {
+        let Unknown { stream, name, sender, receiver, .. } = peer;
+        let check = Check::new(stream, name, sender, receiver);
+        if let Err((check, reason)) = self.checks.begin(check, &greeting.table, answers) {
+            self.tell(check.stream, check.sender, &reason);
+        }
     }
 
     /// Ends the greeting of a peer that is not the sender, and says so: as a warning only of one that has begun like a sender.
@@ -394,7 +426,7 @@ impl Visitors {
             };
             if policy == Policy::Refuse {
                 self.warn_of_another(&peer);
-                self.refuse(peer, BUSY);
+                self.refuse(peer, &busy(MIGRATING));
                 continue;
             }
             self.unknown.push(peer);
@@ -405,7 +437,11 @@ impl Visitors {
 
     /// Sends a peer the reason for its refusal, as far as that needs no wait.
     fn refuse(&mut self, peer: Unknown, reason: &str) {
-        let Unknown { stream, mut sender, .. } = peer;
+        self.tell(peer.stream, peer.sender, reason);
+    }
+
+    /// Sends the reason for the end of a connection, as far as that needs no wait.
+    fn tell(&mut self, stream: VisitorStream, mut sender: Sender, reason: &str) {
         let reason = Control::Failed(Reason { reason: reason.to_string() });
         let told = sender.send_now(&reason.into(), Until::now());
         // TLS has told it the reason, or does so once both sides have agreed.
@@ -437,4 +473,8 @@ impl Leaving {
 }
 
 /// The reason sent to every other sender while there is one.
-const BUSY: &str = "busy: a migration from another sender is in progress";
+const MIGRATING: &str = "a migration from another sender is in progress";
+
+fn busy(reason: &str) -> String {
+    format!("{BUSY}{reason}")
+}

@@ -19,6 +19,8 @@ pub enum Control {
     Table(Table),
     /// Destination: every device and the memory fit, and the devices are ready for state.
     Fits(Fits),
+    /// Destination: the differences that it has found, for a source that only asks.
+    Checked(Checked),
     /// Source: a round has ended. The destination answers once it has processed all data before this message.
     Round {
         /// Number of the round, from 1.
@@ -73,6 +75,7 @@ impl Control {
             Control::Accept(_) => "ACCEPT",
             Control::Table(_) => "TABLE",
             Control::Fits(_) => "FITS",
+            Control::Checked(_) => "CHECKED",
             Control::Round { .. } => "ROUND",
             Control::RoundDone { .. } => "ROUND_DONE",
             Control::Ping { .. } => "PING",
@@ -118,6 +121,32 @@ pub struct Fits {
     /// result.
     #[serde(default)]
     pub setup_us: u64,
+}
+
+/// The destination's answer to a source that only asks whether its devices fit: they do if there is no mismatch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// The differences.
+    #[serde(default)]
+    pub mismatches: Vec<Mismatch>,
+    /// The number of further differences, which are left out.
+    #[serde(default)]
+    pub more: u32,
+    /// Time that the destination's owner expects to need for the inspection of the result, in microseconds.
+    #[serde(default)]
+    pub setup_us: u64,
+}
+
+/// A difference that prevents a migration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mismatch {
+    /// The reason code. At most 64 characters, without control characters: both sides ensure that.
+    pub code: String,
+    /// The number of the device, from 0, if it concerns one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<u32>,
+    /// A text for operators. At most 300 characters, likewise.
+    pub text: String,
 }
 
 /// The destination's report that everything is loaded, with the times since the end arrived. A time that it does not tell is 0.

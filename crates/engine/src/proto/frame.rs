@@ -120,6 +120,8 @@ whimbrel_uapi::numbered_enum! {
         Abort = 20 => "ABORT",
         /// Meaningless bytes.
         Padding = 21 => "PADDING",
+        /// Destination: the differences that it has found, for a source that only asks.
+        Checked = 32 => "CHECKED",
     }
 }
 

@@ -3,10 +3,14 @@
 //! It is complete once the table is well-formed. Only the machine of the destination compares the table with its own devices.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::control::Table;
-use super::negotiate::{self, Feature, Offer};
+use super::negotiate::{self, CHECK, Feature, Offer};
 use crate::error::Error;
+
+/// The beginning of the reason in FAILED of a destination that has no time for another peer.
+pub(crate) const BUSY: &str = "busy: ";
 
 /// The terms on which a destination accepts a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,12 +19,23 @@ pub struct Terms {
     pub features: BTreeSet<Feature>,
     /// The ids of the migrations that its journal has; `None` without a journal.
     pub journal: Option<Vec<u128>>,
+    /// What checks are answered with; `None` to refuse them.
+    pub checks: Option<Answers>,
+}
+
+/// What a destination answers checks with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// Its devices and memory, and the blobs that its owner can load.
+    pub table: Table,
+    /// Time that its owner expects to need to load its blobs and to inspect the result.
+    pub setup: Duration,
 }
 
 impl Default for Terms {
-    /// Every feature of this release, and no journal.
+    /// Every feature of this release, no journal, and no answers to checks.
     fn default() -> Terms {
-        Terms { features: BTreeSet::from(Feature::ALL), journal: None }
+        Terms { features: BTreeSet::from(Feature::ALL), journal: None, checks: None }
     }
 }
 
@@ -28,7 +43,15 @@ impl Terms {
     /// Returns the features to use with a source, or the reason to refuse it.
     pub fn choose(&self, offer: &Offer) -> Result<BTreeSet<Feature>, Error> {
         check_id(offer, self.journal.as_deref())?;
-        Ok(negotiate::choose(offer, &self.features)?)
+        match offer.without_check().filter(|_| self.checks.is_some()) {
+            Some(offer) => Ok(negotiate::choose(&offer, &self.features)?),
+            None => Ok(negotiate::choose(offer, &self.features)?),
+        }
+    }
+
+    /// Returns the answers for a source that only asks whether its devices fit.
+    pub fn answers_for(&self, offer: &Offer) -> Option<&Answers> {
+        self.checks.as_ref().filter(|_| offer.needs.contains(CHECK))
     }
 }
 
@@ -83,6 +106,22 @@ mod tests {
         }
         let first = Terms { journal: Some(Vec::new()), ..Terms::default() };
         assert!(first.choose(&offer(0)).is_err(), "an id of zeros is that of no migration");
+    }
+
+    #[test]
+    fn a_check_is_accepted_by_a_destination_that_answers_it_and_refused_by_name_by_others() {
+        let features = BTreeSet::from([Feature::Ping]);
+        let check = Offer::for_check(1, &features, &BTreeSet::new());
+        let told = Terms::default().choose(&check).unwrap_err().to_string();
+        assert!(told.contains("needs the feature 'check'"), "{told}");
+        let answers = Answers { table: Table::default(), setup: Duration::ZERO };
+        let terms = Terms { checks: Some(answers.clone()), ..Terms::default() };
+        assert_eq!(terms.choose(&check).unwrap(), features);
+        assert_eq!(terms.answers_for(&check), Some(&answers));
+        assert_eq!(terms.answers_for(&offer(1)), None);
+        let demanding = Offer::for_check(1, &features, &BTreeSet::from([Feature::Blobs]));
+        let terms = Terms { features, ..terms };
+        assert!(terms.choose(&demanding).unwrap_err().to_string().contains("needs the feature 'blobs'"));
     }
 
     #[test]

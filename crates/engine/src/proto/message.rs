@@ -8,7 +8,7 @@ use whimbrel_protocol::text::printable;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::control::{Control, Reason, Table};
+use super::control::{Checked, Control, Mismatch, Reason, Table};
 use super::frame::{CHUNK, Kind, MAX_SETUP};
 use super::identity::DeviceIdentity;
 use super::problem::Problem;
@@ -75,6 +75,10 @@ impl From<Control> for Message<'_> {
 
 /// The longest text from one side that the other side shows to its operators, in characters.
 const MAX_TEXT: usize = 1000;
+/// The maximum number of differences in CHECKED, with the longest code and text of each, in characters.
+pub const MAX_MISMATCHES: usize = 32;
+const MAX_CODE: usize = 64;
+const MAX_MISMATCH: usize = 300;
 /// The longest description of a defect, which may quote the peer's data, in characters.
 const MAX_DEFECT: usize = 200;
 
@@ -88,6 +92,17 @@ impl Table {
 impl Reason {
     fn for_people(&self) -> Reason {
         Reason { reason: printable(&self.reason, MAX_TEXT) }
+    }
+}
+
+impl Checked {
+    fn for_people(&self) -> Checked {
+        let shown = self.mismatches.iter().take(MAX_MISMATCHES).map(|mismatch| Mismatch {
+            code: printable(&mismatch.code, MAX_CODE),
+            device: mismatch.device,
+            text: printable(&mismatch.text, MAX_MISMATCH),
+        });
+        Checked { mismatches: shown.collect(), ..*self }
     }
 }
 
@@ -160,6 +175,7 @@ impl<'a> Message<'a> {
                 Control::Accept(_) => Kind::Accept,
                 Control::Table(_) => Kind::Table,
                 Control::Fits(_) => Kind::Fits,
+                Control::Checked(_) => Kind::Checked,
                 Control::Round { .. } => Kind::Round,
                 Control::RoundDone { .. } => Kind::RoundDone,
                 Control::Ping { .. } => Kind::Ping,
@@ -276,6 +292,7 @@ fn control_payload(control: &Control) -> Vec<u8> {
         Control::Accept(accept) => json(accept),
         Control::Table(table) => json(&table.for_people()),
         Control::Fits(fits) => json(fits),
+        Control::Checked(checked) => json(&checked.for_people()),
         Control::Ready(ready) => json(ready),
         Control::Running(running) => json(running),
         Control::Failed(reason) | Control::Abort(reason) => json(&reason.for_people()),
@@ -297,6 +314,7 @@ fn parse_control(kind: Kind, payload: &[u8]) -> Result<Control, Problem> {
         Kind::Accept => Control::Accept(from_json(kind, payload)?),
         Kind::Table => Control::Table(from_json::<Table>(kind, payload)?.for_people()),
         Kind::Fits => Control::Fits(from_json(kind, payload)?),
+        Kind::Checked => Control::Checked(from_json::<Checked>(kind, payload)?.for_people()),
         Kind::Ready => Control::Ready(from_json(kind, payload)?),
         Kind::Running => Control::Running(from_json(kind, payload)?),
         Kind::Failed => Control::Failed(from_json::<Reason>(kind, payload)?.for_people()),

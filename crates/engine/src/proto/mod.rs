@@ -2,13 +2,15 @@
 //! clock, no thread.
 //!
 //! `frame` and `message` define the byte form, `greeting`, `negotiate` and `identity` the comparison of the two sides
-//! before any data moves, `source` and `destination` the two machines, and `operation` the machines' commands and events.
+//! before any data moves, `check` the question whether they could migrate, `source` and `destination` the two machines, and
+//! `operation` the machines' commands and events.
 #![expect(
     clippy::exhaustive_enums,
     clippy::exhaustive_structs,
     reason = "what a version of the stream says is fixed, and another version is another format"
 )]
 
+pub mod check;
 pub mod control;
 mod convergence;
 pub mod destination;

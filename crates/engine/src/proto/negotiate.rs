@@ -9,6 +9,10 @@ use whimbrel_protocol::text::printable;
 /// The protocol version of this release.
 pub const VERSION: u32 = 2;
 
+/// The feature of a source that only asks whether its devices fit. It is needed, and in use if the destination answers checks.
+/// No migration uses it.
+pub const CHECK: &str = "check";
+
 /// An optional part of the protocol, which is used if both sides have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Feature {
@@ -74,6 +78,21 @@ impl Offer {
             features: names(features),
             needs: names(needs),
         }
+    }
+
+    /// Returns the offer of a source that only asks whether its devices fit.
+    pub fn for_check(migration: u128, features: &BTreeSet<Feature>, needs: &BTreeSet<Feature>) -> Offer {
+        let mut offer = Offer::new(migration, features, needs);
+        offer.features.insert(CHECK.to_string());
+        offer.needs.insert(CHECK.to_string());
+        offer
+    }
+
+    /// Returns the offer without [`CHECK`], if that is needed.
+    pub(super) fn without_check(&self) -> Option<Offer> {
+        let mut offer = self.clone();
+        offer.features.remove(CHECK);
+        offer.needs.remove(CHECK).then_some(offer)
     }
 
     /// Returns the migration's id, or `None` if it is malformed.

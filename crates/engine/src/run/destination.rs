@@ -30,7 +30,8 @@ use crate::progress::{Observer, Progress, Silent};
 use crate::proto::SOURCE;
 use crate::proto::control::{Control, Reason, Table};
 use crate::proto::destination::{self as machine, DestinationOptions, Site};
-use crate::proto::greeting::{Greeting, Terms};
+use crate::proto::greeting::{Answers, Greeting, Terms};
+use crate::proto::identity::DeviceIdentity;
 use crate::proto::intake::Intake;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Event, Now, Operation};
@@ -41,6 +42,8 @@ use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
 /// It owns the devices until it ends, like a [`Source`](super::Source).
 pub struct Destination {
     devices: Vec<Box<dyn Migratable>>,
+    /// The identities of the devices, once they have been asked for checks.
+    identities: Option<Vec<DeviceIdentity>>,
     ram: Option<Arc<dyn Ram>>,
     guest: Box<dyn Guest>,
     observer: Box<dyn Observer>,
@@ -55,6 +58,7 @@ impl Destination {
     pub fn new(devices: Vec<Box<dyn Migratable>>) -> Destination {
         Destination {
             devices,
+            identities: None,
             ram: None,
             guest: Box::new(NoGuest),
             observer: Box::new(Silent),
@@ -133,8 +137,24 @@ impl Destination {
         self.receive_from(sender, receiver, None)
     }
 
+    /// Asks the devices for their identities, within the timeout for a call, so that [`Destination::accept`] answers
+    /// [checks](crate::Source::check_with) too. A device that cannot migrate, or does not answer, is an error before anybody
+    /// has connected.
+    pub fn identify(mut self) -> Result<Destination, Box<Arrived>> {
+        let devices = std::mem::take(&mut self.devices);
+        let timeout = self.options.call_timeout;
+        match ask(devices, IDENTITY, timeout, &mut named, |device| identity_of(device)) {
+            Ok((devices, identities)) => Ok(Destination { devices, identities: Some(identities), ..self }),
+            Err(failed) => {
+                let (devices, error) = *failed;
+                Err(Box::new(Arrived { result: Err(error), devices }))
+            }
+        }
+    }
+
     /// Waits at a listener for a sender whose greeting is complete, on the terms of this destination: its features and its
-    /// journal. Makes no request to a device. Peers that fail before that neither end the wait nor delay it: see
+    /// journal. Makes no request to a device. [Checks](crate::Source::check_with) do not end the wait; they are answered after
+    /// [`Destination::identify`]. Peers that fail before that neither end the wait nor delay it: see
     /// [`Listener`] for how many there may be.
     ///
     /// [`Cancel`] applies from [`Destination::receive_accepted`] on: this wait ends at `until`, which may have an
@@ -153,8 +173,12 @@ impl Destination {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn accept(&self, listener: &mut Listener, until: Until<'_>) -> Result<Accepted, WaitError> {
-        listener
-            .accept_on(&Terms { features: self.features.clone(), journal: self.known_migrations() }, until)
+        let checks = self.identities.clone().map(|identities| Answers {
+            table: self.table(identities),
+            setup: self.options.expected_inspection,
+        });
+        let terms = Terms { features: self.features.clone(), journal: self.known_migrations(), checks };
+        listener.accept_on(&terms, until)
     }
 
     /// Receives the devices from the sender that was accepted at a listener. A sender whose devices or memory do not fit is
@@ -165,6 +189,11 @@ impl Destination {
         // From here on the next sender waits for its turn.
         drop(busy);
         arrived
+    }
+
+    fn table(&self, devices: Vec<DeviceIdentity>) -> Table {
+        let memory = self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default();
+        Table { devices, memory, blobs: self.guest.loads() }
     }
 
     /// Returns the ids of the migrations that the journal has.
@@ -191,13 +220,8 @@ impl Destination {
             refuse(&mut sender, receiver, &error);
             return Arrived { result: Err(error), devices: devices.into_iter().map(Some).collect() };
         }
-        let table = Table {
-            devices: identities,
-            memory: self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default(),
-            blobs: self.guest.loads(),
-        };
         let site = Site {
-            table,
+            table: self.table(identities),
             features: self.features.clone(),
             journal: self.known_migrations(),
             options: self.options,

@@ -8,6 +8,7 @@ mod arrived;
 mod ask;
 mod buffers;
 mod cancel;
+mod check;
 mod destination;
 mod device;
 mod hands;
@@ -25,6 +26,7 @@ mod worker;
 
 pub use arrived::{Arrived, Received};
 pub use cancel::Cancel;
+pub use check::Checked;
 pub use destination::Destination;
 pub use journal::{Journal, JournalLock};
 pub use resolve::{Resolve, Resolved};

@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
 use crate::outcome::{Outcome, SendError};
 use crate::progress::{Observer, Progress, Silent};
+use crate::proto::check::History;
 use crate::proto::control::Table;
 use crate::proto::negotiate::{Feature, Offer};
 use crate::proto::operation::{Command, Event, Now};
@@ -38,14 +39,16 @@ use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of
 /// It owns the devices until it ends. If a driver does not return from a call, only the other devices come back. A
 /// program that uses its devices meanwhile keeps another handle to them.
 pub struct Source {
-    devices: Vec<Box<dyn Migratable>>,
-    ram: Option<Arc<dyn Ram>>,
-    cpu_log: Box<dyn CpuLog>,
-    address_spaces: Vec<Box<dyn DirtySource + Send>>,
-    guest: Box<dyn Guest>,
+    pub(super) devices: Vec<Box<dyn Migratable>>,
+    pub(super) ram: Option<Arc<dyn Ram>>,
+    pub(super) cpu_log: Box<dyn CpuLog>,
+    pub(super) address_spaces: Vec<Box<dyn DirtySource + Send>>,
+    pub(super) guest: Box<dyn Guest>,
     observer: Box<dyn Observer>,
-    options: SourceOptions,
-    features: BTreeSet<Feature>,
+    pub(super) options: SourceOptions,
+    pub(super) features: BTreeSet<Feature>,
+    /// The reports of earlier migrations, for a check.
+    pub(super) histories: Vec<History>,
     journal: Option<Journal>,
     cancel: Cancel,
 }
@@ -71,6 +74,7 @@ impl Source {
             observer: Box::new(Silent),
             options: SourceOptions::default(),
             features: BTreeSet::from(Feature::ALL),
+            histories: Vec::new(),
             journal: None,
             cancel: Cancel::new(),
         }
@@ -118,6 +122,14 @@ impl Source {
     #[must_use]
     pub fn features(mut self, features: impl IntoIterator<Item = Feature>) -> Self {
         self.features = features.into_iter().collect();
+        self
+    }
+
+    /// Adds the report of an earlier migration of the same kind of devices, from which a [check](Source::check_with) takes the
+    /// costs of transitions. Without one they are unknown.
+    #[must_use]
+    pub fn history(mut self, history: History) -> Self {
+        self.histories.push(history);
         self
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::proto::control::{BlobName, Fits, Ready, Running};
+use crate::proto::control::{BlobName, Checked, Fits, Mismatch, Ready, Running};
 use crate::proto::identity::PciIdentity;
 use crate::proto::negotiate::{Accept, Feature, Offer};
 use crate::set::RamRegion;
@@ -41,6 +41,15 @@ fn every_control() -> Vec<Control> {
         Control::Accept(Accept { version: 2, features: BTreeSet::new() }),
         Control::Table(table),
         Control::Fits(Fits { setup_us: 9 }),
+        Control::Checked(Checked::default()),
+        Control::Checked(Checked {
+            mismatches: vec![
+                Mismatch { code: "pci-id".into(), device: Some(3), text: "it differs".into() },
+                Mismatch { code: "memory-layout".into(), device: None, text: String::new() },
+            ],
+            more: 3,
+            setup_us: 4,
+        }),
         Control::Round { number: 1, initial: true },
         Control::Round { number: u32::MAX, initial: false },
         Control::RoundDone { number: 2 },

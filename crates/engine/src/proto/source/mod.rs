@@ -502,10 +502,13 @@ impl Source {
             );
             self.warn(warning);
         }
-        self.report.devices = self
-            .devices
-            .iter()
-            .map(|device| DeviceReport { name: device.name.clone(), ..DeviceReport::default() })
+        let identities = self.plan.table.devices.iter();
+        self.report.devices = identities
+            .map(|device| DeviceReport {
+                name: device.name.clone(),
+                kind: device.kind(),
+                ..DeviceReport::default()
+            })
             .collect();
     }
 
