@@ -156,7 +156,10 @@ fn describe(progress: &Progress) -> String {
         parts.push(format!("downtime {} expected", output::duration(expected)));
     }
     match progress.blame {
-        Some(Blame::Memory) => parts.push("held up by memory".to_string()),
+        Some(Blame::Memory) => match progress.dirtiest {
+            Some(range) => parts.push(format!("held up by memory at {:#x}", range.start)),
+            None => parts.push("held up by memory".to_string()),
+        },
         Some(Blame::Device(number)) => parts.push(format!("held up by device {}", number + 1)),
         _ => {}
     }

@@ -87,6 +87,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     // Before a signal that arrives during the migration: it ends the wait afterwards, too.
     let end = arguments.keep.then(End::new).transpose().map_err(|error| cannot_wait(&error))?;
     let signals = Signals::catch()?;
+    let names = opened.iter().map(|device| device.name().to_string()).collect();
+    let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
+        .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
+        .cancel(signals.cancel())
+        .identify()
+        .map_err(|unidentified| failed(unidentified.error, targets, path))?;
     let mut listener = Listener::bind(address).map_err(|error| cannot_listen(address, &error))?;
     if let Some(tls) = tls {
         listener = listener.tls(tls).map_err(|error| tls::failure(&error))?;
@@ -95,10 +101,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     note(format_args!("listening at {address}"));
 
     let bar = Bar::waiting(output, format!("waiting for {} at {address}", list(targets)));
-    let names = opened.iter().map(|device| device.name().to_string()).collect();
-    let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
-        .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
-        .cancel(signals.cancel());
     if let Some(journal) = journal.take() {
         destination = destination.journal(journal);
     }

@@ -77,7 +77,7 @@ pub(crate) struct Arguments {
 
 /// An action on a migration that takes too long.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum OnTimeout {
+pub(crate) enum OnTimeout {
     /// Cancel the migration; the devices continue
     Cancel,
     /// Stop the devices whatever the downtime is
@@ -97,12 +97,12 @@ impl From<OnTimeout> for whimbrel_engine::OnTimeout {
 }
 
 /// Parses a rate that lets a frame pass in good time.
-fn parse_bandwidth(text: &str) -> Result<NonZeroU64, String> {
+pub(crate) fn parse_bandwidth(text: &str) -> Result<NonZeroU64, String> {
     let bytes = NonZeroU64::new(size::parse(text)?).filter(|bytes| bytes.get() >= 64 << 10);
     bytes.ok_or_else(|| "expected at least 64KiB (bytes per second)".to_string())
 }
 
-fn parse_milliseconds(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_milliseconds(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "expected a whole number of milliseconds, without a unit".to_string())
 }
 
@@ -198,8 +198,23 @@ fn reach(
         _ => connect(address, until(patience)),
     };
     let stream = connected.map_err(|error| match error {
+        ConnectError::Interrupted(_) => cancelled(address, signals),
+        error => unreachable(address, &error),
+    })?;
+    let Some(tls) = tls else { return Ok(Reached::Plain(stream)) };
+    let reached = tls.connect(stream, address, until(timeout)).map_err(|error| match error {
+        TlsError::Wait(WaitError::Interrupted) => cancelled(address, signals),
+        error => Failure::new(format!("cannot connect to {address}: {error}")).hint_if(tls::advice(&error)),
+    });
+    drop(bar);
+    reached.map(|stream| Reached::Tls(Box::new(stream)))
+}
+
+/// The failure to connect to an address.
+pub(crate) fn unreachable(address: &Address, error: &ConnectError) -> Failure {
+    match error {
         ConnectError::Failed { error, .. } | ConnectError::Resolve { error, .. } => {
-            let failure = Failure::from_io(format!("cannot connect to {address}"), &error);
+            let failure = Failure::from_io(format!("cannot connect to {address}"), error);
             match error.kind() {
                 io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => failure.hint(
                     "no process listens there: start `whimbrel receive` on that host, or wait for it with --patience \
@@ -211,17 +226,9 @@ fn reach(
                 _ => failure,
             }
         }
-        ConnectError::TimedOut(_) => Failure::from_error(&error).hint(FIREWALL),
-        ConnectError::Interrupted(_) => cancelled(address, signals),
-        _ => Failure::from_error(&error),
-    })?;
-    let Some(tls) = tls else { return Ok(Reached::Plain(stream)) };
-    let reached = tls.connect(stream, address, until(timeout)).map_err(|error| match error {
-        TlsError::Wait(WaitError::Interrupted) => cancelled(address, signals),
-        error => Failure::new(format!("cannot connect to {address}: {error}")).hint_if(tls::advice(&error)),
-    });
-    drop(bar);
-    reached.map(|stream| Reached::Tls(Box::new(stream)))
+        ConnectError::TimedOut(_) => Failure::from_error(error).hint(FIREWALL),
+        _ => Failure::from_error(error),
+    }
 }
 
 /// The failure after a signal before the migration began.

@@ -61,7 +61,7 @@ pub mod set;
 pub use error::Error;
 pub use guest::{Blob, BlobName, Guest, GuestError, NoGuest};
 pub use outcome::{Outcome, SendError};
-pub use progress::{Blame, Observer, Phase, Progress, Silent};
+pub use progress::{Blame, DirtyRange, Observer, Phase, Progress, Silent};
 pub use proto::check;
 pub use proto::destination::DestinationOptions;
 pub use proto::judgement::{Evidence, Judgement};
@@ -70,6 +70,7 @@ pub use proto::source::{OnTimeout, SourceOptions};
 pub use report::{DeviceReport, Report, Round, Transition};
 pub use run::{
     Arrived, Cancel, Checked, Destination, Journal, JournalLock, Received, Resolve, Resolved, Sent, Source,
+    Unidentified,
 };
 pub use set::{CpuLog, NoCpuLog, Ram, RamError, RamRegion};
 

@@ -11,14 +11,14 @@ use tempfile::TempDir;
 use crate::support::{Receiver, Run, argument, keys, whimbrel};
 
 /// An authority, with a folder for the files.
-struct Authority {
+pub(crate) struct Authority {
     folder: PathBuf,
     issuer: Issuer<'static, KeyPair>,
     file: PathBuf,
 }
 
 impl Authority {
-    fn new(folder: &Path, name: &str) -> Authority {
+    pub(crate) fn new(folder: &Path, name: &str) -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -30,7 +30,7 @@ impl Authority {
     }
 
     /// Returns the options of a side that shows a certificate for a name, which ends in a year.
-    fn options(&self, name: &str, until: i32) -> Vec<String> {
+    pub(crate) fn options(&self, name: &str, until: i32) -> Vec<String> {
         let mut params = CertificateParams::new(vec![name.to_string()]).unwrap();
         params.not_after = date_time_ymd(until, 1, 1);
         let key = KeyPair::generate().unwrap();

@@ -19,11 +19,11 @@ pub struct Terms {
     pub features: BTreeSet<Feature>,
     /// The ids of the migrations that its journal has; `None` without a journal.
     pub journal: Option<Vec<u128>>,
-    /// What checks are answered with; `None` to refuse them.
+    /// The answers to checks; `None` to refuse them.
     pub checks: Option<Answers>,
 }
 
-/// What a destination answers checks with.
+/// The facts that a destination answers checks with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answers {
     /// Its devices and memory, and the blobs that its owner can load.

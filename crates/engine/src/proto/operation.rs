@@ -12,6 +12,7 @@ use whimbrel_user::State;
 
 use super::control::Control;
 use crate::error::Error;
+use crate::progress::DirtyRange;
 
 /// Time since a fixed moment, from a monotonic clock.
 pub type Now = Duration;
@@ -110,8 +111,8 @@ pub enum Operation {
     /// On the stream: start the logs of the CPUs and of the address space, with all memory marked. Reports
     /// [`Done::Nothing`].
     StartMemoryLogs,
-    /// On the stream: mark the dirty pages of these logs, after the devices' own. Reports [`Done::Bytes`], the dirty
-    /// memory, or all memory if some writes are not logged.
+    /// On the stream: mark the dirty pages of these logs, after the devices' own. Reports [`Done::Dirty`], or [`Done::Bytes`]
+    /// if no more is known: the dirty memory, or all memory if some writes are not logged.
     CollectMemoryLogs {
         /// Set if everything that writes memory has stopped: this is the last call.
         stopped: bool,
@@ -154,6 +155,13 @@ pub enum Done {
     State(State),
     /// A size in bytes.
     Bytes(u64),
+    /// The dirty memory.
+    Dirty {
+        /// Its size in bytes.
+        bytes: u64,
+        /// The part of the memory that has most of it.
+        most: Option<DirtyRange>,
+    },
     /// The amount of data sent.
     Sent(Sent),
     /// The answer of the guest: `true` if it is slower than before.

@@ -48,6 +48,21 @@ impl std::fmt::Debug for Arrived {
     }
 }
 
+/// Devices that could not be asked for their identities: see [`Destination::identify`](super::Destination::identify).
+#[non_exhaustive]
+pub struct Unidentified {
+    /// The first error. No device has changed its state.
+    pub error: Error,
+    /// The devices, in their order; `None` for one whose driver has not returned from the call.
+    pub devices: Vec<Option<Box<dyn Migratable>>>,
+}
+
+impl std::fmt::Debug for Unidentified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unidentified").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
 impl From<Taken> for Received {
     fn from(taken: Taken) -> Received {
         Received {

@@ -11,7 +11,7 @@ use whimbrel_user::Migratable;
 use super::ask::{IDENTITY, ask_each};
 use super::source::Source;
 use super::thread::named;
-use crate::channel::{Channel, Received, Receiver, Sender, TlsError, Until};
+use crate::channel::{Channel, ChannelError, Received, Receiver, Sender, TlsError, Until};
 use crate::error::Error;
 use crate::proto::check::{
     self, CheckReport, Code, DeviceCheck, DirtyLog, Facts, Finding, Link, Measurement, Refused, Stop,
@@ -61,7 +61,7 @@ impl Source {
     /// let mut listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
     /// let address = listener.address().clone();
     /// let until = Until::timeout(Duration::from_secs(60));
-    /// let destination = Destination::new(device("serial")?).identify().map_err(|arrived| arrived.result.unwrap_err())?;
+    /// let destination = Destination::new(device("serial")?).identify().map_err(|unidentified| unidentified.error)?;
     /// let receiver = std::thread::spawn(move || {
     ///     let accepted = destination.accept(&mut listener, until)?;
     ///     Ok::<_, Box<dyn std::error::Error + Send + Sync>>(destination.receive_accepted(accepted).result?)
@@ -207,7 +207,7 @@ fn look_at(device: &mut dyn Migratable, regions: usize, is_covered: bool) -> Fac
     Facts { name, flags: Some(flags), state, state_bytes, dirty_log, identity, refused }
 }
 
-/// What a destination has answered.
+/// The answers of a destination.
 struct Asked {
     answer: Option<Answer>,
     link: Option<Link>,
@@ -307,20 +307,23 @@ impl Peer {
     }
 
     fn add(&mut self, message: &Message<'_>) -> Result<(), Finding> {
-        let sent = self.sender.send(message, self.until);
-        sent.map_err(|error| self.lost(error))?;
-        if self.sender.is_behind() { Err(self.lost(crate::channel::ChannelError::TimedOut)) } else { Ok(()) }
+        match self.sender.send(message, self.until) {
+            Ok(()) if self.sender.is_behind() => Err(self.lost(ChannelError::TimedOut)),
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.unsent(error)),
+        }
     }
 
     fn say(&mut self, message: &Message<'_>) -> Result<(), Finding> {
-        let sent = self.sender.send_now(message, self.until);
-        // A destination that refuses closes the connection after it has told the reason.
-        match sent {
-            Ok(()) => Ok(()),
-            Err(error) => match self.hear() {
-                Err(finding) if finding.code != Code::ConnectionLost => Err(finding),
-                _ => Err(self.lost(error)),
-            },
+        self.sender.send_now(message, self.until).map_err(|error| self.unsent(error))
+    }
+
+    /// Returns why a message could not be sent: a destination that refuses has told the reason before it closes the
+    /// connection.
+    fn unsent(&mut self, error: ChannelError) -> Finding {
+        match self.hear() {
+            Err(finding) if finding.code != Code::ConnectionLost => finding,
+            _ => self.lost(error),
         }
     }
 
@@ -339,7 +342,7 @@ impl Peer {
     }
 
     /// Returns what an error of the channel means.
-    fn lost(&self, error: crate::channel::ChannelError) -> Finding {
+    fn lost(&self, error: ChannelError) -> Finding {
         let error = Error::of_channel(DESTINATION, self.timeout, error);
         let code = match &error {
             Error::Silent { .. } => Code::DestinationSilent,

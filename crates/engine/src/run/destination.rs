@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use whimbrel_protocol::handover::Side;
 use whimbrel_user::Migratable;
 
-use super::arrived::{Arrived, Received};
+use super::arrived::{Arrived, Received, Unidentified};
 use super::ask::{IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
@@ -140,14 +140,14 @@ impl Destination {
     /// Asks the devices for their identities, within the timeout for a call, so that [`Destination::accept`] answers
     /// [checks](crate::Source::check_with) too. A device that cannot migrate, or does not answer, is an error before anybody
     /// has connected.
-    pub fn identify(mut self) -> Result<Destination, Box<Arrived>> {
+    pub fn identify(mut self) -> Result<Destination, Box<Unidentified>> {
         let devices = std::mem::take(&mut self.devices);
         let timeout = self.options.call_timeout;
         match ask(devices, IDENTITY, timeout, &mut named, |device| identity_of(device)) {
             Ok((devices, identities)) => Ok(Destination { devices, identities: Some(identities), ..self }),
             Err(failed) => {
                 let (devices, error) = *failed;
-                Err(Box::new(Arrived { result: Err(error), devices }))
+                Err(Box::new(Unidentified { error, devices }))
             }
         }
     }

@@ -24,7 +24,7 @@ mod thread;
 mod transfer;
 mod worker;
 
-pub use arrived::{Arrived, Received};
+pub use arrived::{Arrived, Received, Unidentified};
 pub use cancel::Cancel;
 pub use check::Checked;
 pub use destination::Destination;

@@ -9,6 +9,7 @@ use super::transfer::Transfer;
 use super::worker::{Hand, Turn};
 use crate::error::Error;
 use crate::guest::Blob;
+use crate::progress::DirtyRange;
 use crate::proto::frame::CHUNK;
 use crate::proto::message::Message;
 use crate::proto::operation::{Done, Operation, Sent};
@@ -93,7 +94,11 @@ impl Hand for StreamHand {
             Operation::CollectMemoryLogs { stopped } => {
                 let Some(ram) = &self.ram else { return Ok(Done::Bytes(0)) };
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);
-                turn.call(|| logs.collect(&**ram, ledger, stopped)).map(Done::Bytes)
+                let bytes = turn.call(|| logs.collect(&**ram, ledger, stopped))?;
+                // After the stop nobody is to blame any more.
+                let most = if stopped { None } else { ledger.lock().dirtiest() };
+                let most = most.map(|(part, dirty)| DirtyRange { start: part.start, size: part.size, dirty });
+                Ok(Done::Dirty { bytes, most })
             }
             Operation::StopMemoryLogs => {
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);

@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 use whimbrel_protocol::dirty::PageBitmap;
 
+use super::dirtiest::dirtiest;
 use super::memory::{PAGE, RamRegion};
 
 /// The dirty pages of each region of memory.
@@ -102,6 +103,12 @@ impl Ledger {
             return regions.map(|(region, _)| region.size).sum();
         }
         regions.map(|(region, bitmap)| (bitmap.count() as u64 * PAGE).min(region.size)).sum()
+    }
+
+    /// Returns the part of the memory with most marked pages, at most 64 MiB, and the size of these in bytes. `None` without
+    /// marks, or if some writes are not logged.
+    pub fn dirtiest(&self) -> Option<(RamRegion, u64)> {
+        if self.unlogged { None } else { dirtiest(&self.regions, &self.bitmaps) }
     }
 
     /// Returns the marked pages of each region, and clears the marks.

@@ -5,6 +5,7 @@
 
 mod arrival;
 mod cpu_log;
+mod dirtiest;
 mod dirty;
 #[cfg(feature = "vm-memory")]
 mod guest_memory;

@@ -6,6 +6,7 @@
 
 mod address_space;
 mod cancel;
+mod checks;
 mod cuts;
 mod damage;
 #[path = "../decoder/mod.rs"]

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use whimbrel_engine::Blame;
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Sent};
 use whimbrel_engine::proto::source::OnTimeout;
+use whimbrel_engine::{Blame, DirtyRange};
 
 use crate::machines::{MIB, answer, source_of, yields};
 use crate::support::engine::{Error, Outcome, SourceOptions};
@@ -21,6 +21,8 @@ struct Played {
     limits: Vec<u64>,
     /// What kept it up after each round.
     blames: Vec<Option<Blame>>,
+    /// The part of the memory that was named with it.
+    ranges: Vec<Option<DirtyRange>>,
     /// The steps in which the owner was slowed down.
     slowing: Vec<u32>,
     /// The longest stop that is allowed, if the devices stop.
@@ -28,6 +30,11 @@ struct Played {
     error: Option<Error>,
     warnings: Vec<String>,
     took: Duration,
+}
+
+/// The part of the memory that has half of these dirty bytes.
+fn range(dirty: u64) -> DirtyRange {
+    DirtyRange::new(0x4000_0000, 64 * MIB, dirty / 2)
 }
 
 /// Migrates 1000 MiB of memory, of which `dirty` bytes are written in a round, given its number and the step of the slowing.
@@ -49,7 +56,7 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
             Operation::CollectMemoryLogs { .. } => {
                 round += 1;
                 left = dirty(round, slowed);
-                Done::Bytes(left)
+                Done::Dirty { bytes: left, most: Some(range(left)) }
             }
             Operation::Slow(0) => {
                 played.slowing.push(0);
@@ -68,6 +75,7 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
             let progress = source.progress(0, played.took);
             played.limits.push(u64::try_from(progress.downtime_limit.unwrap().as_millis()).unwrap());
             played.blames.push(progress.blame);
+            played.ranges.push(progress.dirtiest);
         }
         if let Operation::Send(control) = &operation
             && let Some(answer) = answer(control)
@@ -104,6 +112,7 @@ fn the_limit_is_raised_for_rounds_that_get_no_better_and_no_further_than_needed(
     assert_eq!(played.limits, [500, 500, 1500], "after the second round the owner is asked first");
     assert_eq!(played.stops, Some(3 * SECOND), "twice the limit by then");
     assert_eq!(played.blames[..2], [None, Some(Blame::Memory)]);
+    assert_eq!(played.ranges[..2], [None, Some(range(12 * LINK / 10))]);
 }
 
 #[test]
@@ -131,7 +140,12 @@ fn without_a_maximum_the_limit_stays_and_the_rounds_end() {
     assert_eq!(played.limits, [500; 7]);
     let error = played.error.unwrap();
     assert!(matches!(error, Error::NotConverging { rounds: 7, .. }), "{error}");
-    assert!(error.to_string().contains("most is left of memory (104857600 bytes)"), "{error}");
+    assert!(
+        error.to_string().contains(
+            "most is left of memory (104857600 bytes, 52428800 of them at 0x40000000 to 0x43ffffff)"
+        ),
+        "{error}"
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Frames over real sockets, between threads.
 
 mod certificates;
+mod checks;
 mod frames;
 mod greetings;
 mod hostile;

@@ -20,7 +20,7 @@ pub struct Finding {
     pub device: Option<String>,
     /// The facts of this case, for people.
     pub text: String,
-    /// What the operator can do.
+    /// The operator's way out.
     pub remedy: String,
 }
 

@@ -36,11 +36,11 @@ pub struct DeviceCheck {
     pub kind: Option<String>,
     /// The state, as the header names it.
     pub state: Option<String>,
-    /// Whether it supports migration.
+    /// Set if it supports migration.
     pub stop_copy: Option<bool>,
-    /// Whether its state is sent while it runs.
+    /// Set if its state is sent while it runs.
     pub pre_copy: Option<bool>,
-    /// Whether it can be quiesced together with others.
+    /// Set if it can be quiesced together with others.
     pub p2p: Option<bool>,
     /// The size of its state in bytes, as the driver estimates it.
     pub state_bytes: Option<u64>,

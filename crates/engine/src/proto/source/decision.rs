@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{OnTimeout, Phase, Source};
 use crate::error::{Error, most_of, predicted};
-use crate::progress::{self, Blame};
+use crate::progress::{self, Blame, DirtyRange};
 use crate::proto::convergence::Convergence;
 use crate::proto::operation::{Now, Operation, Place};
 use crate::proto::rounds::{self, Bounds, Decision, Prediction};
@@ -187,11 +187,21 @@ impl Source {
     /// Returns the memory or device that has most left to send, by name and size.
     fn blamed(&self) -> Option<String> {
         let (left, blame) = self.most_left()?;
-        let name = match blame {
-            Blame::Memory => "memory",
-            Blame::Device(number) => &self.devices.get(number)?.name,
-        };
-        Some(format!("{name} ({left} bytes)"))
+        Some(match blame {
+            Blame::Memory => match self.dirtiest {
+                Some(DirtyRange { start, size, dirty }) => format!(
+                    "memory ({left} bytes, {dirty} of them at {start:#x} to {:#x})",
+                    start.saturating_add(size.saturating_sub(1))
+                ),
+                None => format!("memory ({left} bytes)"),
+            },
+            Blame::Device(number) => format!("{} ({left} bytes)", self.devices.get(number)?.name),
+        })
+    }
+
+    /// Returns the part of the memory with most dirty data, while memory is to blame.
+    pub(super) fn dirtiest(&self) -> Option<DirtyRange> {
+        self.dirtiest.filter(|_| self.blame() == Some(Blame::Memory))
     }
 
     fn most_left(&self) -> Option<(u64, Blame)> {

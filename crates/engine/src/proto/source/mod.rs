@@ -91,6 +91,8 @@ pub struct Source {
     paddings: u32,
     confirmed_initial: bool,
     memory_left: u64,
+    /// The part of the memory with most of it.
+    dirtiest: Option<shown::DirtyRange>,
     started: Now,
     phase_began: Now,
     stopped_at: Option<Now>,
@@ -136,6 +138,7 @@ impl Source {
             paddings: 0,
             confirmed_initial: false,
             memory_left: 0,
+            dirtiest: None,
             started: now,
             phase_began: now,
             stopped_at: None,
@@ -376,6 +379,11 @@ impl Source {
             (Place::Device(index), done) => self.note_of_device(index, operation, done),
             (_, Done::Bytes(bytes)) if matches!(operation, Operation::CollectMemoryLogs { .. }) => {
                 self.memory_left = bytes;
+                self.dirtiest = None;
+            }
+            (_, Done::Dirty { bytes, most }) => {
+                self.memory_left = bytes;
+                self.dirtiest = most;
             }
             (_, Done::Slowed(is_slower)) => self.slowing.note(is_slower),
             (_, Done::Sent(sent)) => {

@@ -28,6 +28,7 @@ impl Source {
         progress.expected_downtime = self.prediction.map(Prediction::total);
         progress.downtime_limit = Some(self.downtime_limit());
         progress.blame = self.blame();
+        progress.dirtiest = self.dirtiest();
         progress.throughput = self.bandwidth.bytes_per_second().map(whole);
         progress.dirty_rate = (self.outlook.dirty_rate > 0.0).then_some(whole(self.outlook.dirty_rate));
         match progress.phase {
