@@ -1,7 +1,7 @@
 //! The devices of a check: those that can be opened, and why others cannot.
 
 use whimbrel_engine::check::{CheckReport, Code, DeviceCheck, DirtyLog, Finding, Severity};
-use whimbrel_user::{Device, Errno, Migratable};
+use whimbrel_user::{Device, Errno, Error, Migratable};
 
 use super::of;
 use crate::call_timeout::CallTimeout;
@@ -12,7 +12,7 @@ use crate::target::{Closing, Target};
 pub(super) struct Opened {
     /// Those that could be opened, in order.
     pub(super) devices: Vec<Box<dyn Migratable>>,
-    /// Whether the address space of each of them has a dirty log.
+    /// Set for each of them whose address space has a dirty log.
     pub(super) has_space_log: Vec<bool>,
     /// The places of the others among the TARGETs, and why.
     pub(super) failed: Vec<(usize, Finding)>,
@@ -43,8 +43,7 @@ fn open_one(target: &Target) -> Result<(Box<dyn Migratable>, bool), Finding> {
     });
     let (device, unadapted, has_space_log): (Box<dyn Device>, _, _) =
         opened.map_err(|failure| of(Code::NoAnswer, &failure))?.map_err(|error| {
-            let is_busy = error.errno() == Some(Errno::EBUSY);
-            let code = if is_busy { Code::InUse } else { Code::CannotOpen };
+            let code = if is_busy(&error) { Code::InUse } else { Code::CannotOpen };
             let mut failure = Failure::from(error);
             if let Some(debug) = target.host_device().and_then(|device| device.migration_debug()) {
                 failure =
@@ -55,6 +54,14 @@ fn open_one(target: &Target) -> Result<(Box<dyn Migratable>, bool), Finding> {
     match unadapted {
         None => Ok((device, has_space_log)),
         Some(error) => Err(of(Code::RequestRefused, &Failure::from(error))),
+    }
+}
+
+/// Returns whether another process has the device. A vfio-user server says so before there is a request that it could refuse.
+fn is_busy(error: &Error) -> bool {
+    match error {
+        Error::Unusable { why, .. } => why.starts_with(&Errno::EBUSY.to_string()),
+        error => error.errno() == Some(Errno::EBUSY),
     }
 }
 

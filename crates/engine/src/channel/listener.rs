@@ -23,6 +23,9 @@ use crate::proto::greeting::{Greeting, Terms};
 /// many other peers may therefore be refused only if its HELLO arrives late, or if 32 others send a valid HELLO before its
 /// TABLE arrives.
 ///
+/// [Checks](crate::Source::check_with) do not end the wait: of a destination that answers them, 4 at a time may take 10 s each
+/// after their TABLE, and send 33 MiB.
+///
 /// Until the sender's migration has ended, all other peers are told that the listener is busy.
 ///
 /// Only the user who created a Unix socket can connect to it (mode 0600). Its file is removed with the listener.

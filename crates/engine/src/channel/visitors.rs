@@ -1,4 +1,5 @@
-//! Connections of unidentified peers: the first whose greeting is complete is the sender, and all others are refused.
+//! Connections of unidentified peers: the first whose greeting is complete is the sender, and all others are refused, except
+//! for those that only ask (`checks`).
 //!
 //! Each is greeted on its own, so that none waits for another. Their number, their time and the bytes read from each are
 //! bounded.

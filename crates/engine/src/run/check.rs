@@ -1,26 +1,20 @@
 //! The check before a migration: asks the devices, and a waiting destination, without a change to any of them.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use whimbrel_protocol::dirty::MAX_LOGGING_RANGES;
-use whimbrel_uapi::feature::{Feature as DeviceFeature, FeatureFlags};
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::Migratable;
 
 use super::ask::{IDENTITY, ask_each};
+use super::inquiry::Inquiry;
 use super::source::Source;
 use super::thread::named;
-use crate::channel::{Channel, ChannelError, Received, Receiver, Sender, TlsError, Until};
+use crate::channel::Channel;
 use crate::error::Error;
-use crate::proto::check::{
-    self, CheckReport, Code, DeviceCheck, DirtyLog, Facts, Finding, Link, Measurement, Refused, Stop,
-};
-use crate::proto::control::{Checked as Answer, Control, Reason, Table};
-use crate::proto::frame::CHUNK;
-use crate::proto::message::Message;
-use crate::proto::negotiate::{self, Feature, Offer};
-use crate::proto::{DESTINATION, table};
+use crate::proto::check::{self, CheckReport, Code, DeviceCheck, DirtyLog, Facts, Finding, Refused, Stop};
+use crate::proto::control::Table;
+use crate::proto::table;
 use crate::set::{CpuDirtyChoice, identity_of, state_size};
 
 /// The result of a check, and the source for a migration.
@@ -112,17 +106,18 @@ impl Source {
         let identities: Option<Vec<_>> = facts.iter().map(|facts| facts.identity.clone()).collect();
         let table = identities.map(|devices| Table { devices, memory, blobs: self.guest.blobs() });
         let asked = table.and_then(|table| match table::check(&table) {
-            Ok(()) => channel.map(|channel| self.ask_destination(channel, table)),
+            Ok(()) => {
+                channel.map(|channel| Inquiry::new(channel, self.options.timeout).ask(&self.features, &table))
+            }
             Err(error) => {
                 findings.push(Finding::new(Code::InvalidTable, error.to_string()));
                 None
             }
         });
         let (mut link, mut setup) = (None, None);
-        if let Some(Asked { answer, link: measured, found }) = asked {
-            findings.extend(found);
-            link = measured;
-            setup = answer.map(|answer| Duration::from_micros(answer.setup_us));
+        if let Some(asked) = asked {
+            findings.extend(asked.found);
+            (link, setup) = (asked.link, asked.setup);
         }
         let (downtime, found) = check::bound(&Stop {
             set: &facts,
@@ -153,18 +148,6 @@ impl Source {
         };
         Checked { report, source }
     }
-
-    /// Asks the destination at the other end of a channel whether these fit.
-    fn ask_destination(&self, channel: Arc<dyn Channel>, table: Table) -> Asked {
-        let timeout = self.options.timeout;
-        let peer = Peer {
-            sender: Sender::new(channel.clone()),
-            receiver: Receiver::new(channel),
-            until: Until::timeout(timeout.saturating_add(check::TIME)),
-            timeout,
-        };
-        peer.ask(&self.features, table)
-    }
 }
 
 /// Asks a device for what a migration depends on.
@@ -189,7 +172,7 @@ fn look_at(device: &mut dyn Migratable, regions: usize, is_covered: bool) -> Fac
     let identity = identity_of(device).map_err(|error| told(Code::RequestRefused, &error)).ok();
     let state = device.state().map_err(|error| told(Code::RequestRefused, &error)).ok();
     let state_bytes = state_size(device).map_err(|error| told(Code::RequestRefused, &error)).ok().flatten();
-    let has_log = device.probe_feature(DeviceFeature::DmaLoggingStart, FeatureFlags::SET);
+    let has_log = device.probe_feature(Feature::DmaLoggingStart, FeatureFlags::SET);
     let has_log = has_log.unwrap_or_else(|error| {
         told(Code::RequestRefused, &error);
         false
@@ -205,162 +188,6 @@ fn look_at(device: &mut dyn Migratable, regions: usize, is_covered: bool) -> Fac
         DirtyLog::None
     };
     Facts { name, flags: Some(flags), state, state_bytes, dirty_log, identity, refused }
-}
-
-/// The answers of a destination.
-struct Asked {
-    answer: Option<Answer>,
-    link: Option<Link>,
-    found: Vec<Finding>,
-}
-
-/// A destination at the other end of a channel.
-struct Peer {
-    sender: Sender,
-    receiver: Receiver,
-    until: Until<'static>,
-    timeout: Duration,
-}
-
-impl Peer {
-    fn ask(mut self, features: &BTreeSet<Feature>, table: Table) -> Asked {
-        let mut asked = Asked { answer: None, link: None, found: Vec::new() };
-        match self.compare(features, &table) {
-            Ok(answer) => {
-                asked.found = check::findings(&answer, &table);
-                asked.answer = Some(answer);
-            }
-            Err(finding) => {
-                asked.found.push(finding);
-                return asked;
-            }
-        }
-        let mut measurement = Measurement::default();
-        let measured = self.measure(&mut measurement);
-        let link = measurement.link();
-        match measured {
-            Ok(()) if link.throughput_bytes_per_s.is_some() => {}
-            Ok(()) => {
-                asked
-                    .found
-                    .push(Finding::new(Code::ThroughputUnknown, "the time was over before any data arrived"));
-            }
-            Err(finding) => asked.found.push(finding),
-        }
-        if link.longest_round_trip_ms > 0.0 {
-            asked.link = Some(link);
-        }
-        // The destination goes on waiting as soon as it sees the end.
-        let _ = self.sender.finish(self.until);
-        asked
-    }
-
-    /// Greets the destination, and has it compare the tables.
-    fn compare(&mut self, features: &BTreeSet<Feature>, table: &Table) -> Result<Answer, Finding> {
-        let needs = if table.blobs.is_empty() { BTreeSet::new() } else { BTreeSet::from([Feature::Blobs]) };
-        let offer = Offer::for_check(uuid::Uuid::new_v4().as_u128(), features, &needs);
-        self.say(&Control::Hello(offer.clone()).into())?;
-        match self.hear()? {
-            Control::Accept(accept) => {
-                negotiate::check(&offer, &accept)
-                    .map_err(|refusal| Finding::new(Code::InvalidAnswer, refusal.to_string()))?;
-            }
-            other => return Err(unexpected(&other)),
-        }
-        self.say(&Control::Table(table.clone()).into())?;
-        match self.hear()? {
-            Control::Checked(answer) => Ok(answer),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Measures round trips and throughput.
-    fn measure(&mut self, measurement: &mut Measurement) -> Result<(), Finding> {
-        for id in 0..check::ROUND_TRIPS {
-            let began = Instant::now();
-            self.say(&Control::Ping { id }.into())?;
-            match self.hear()? {
-                Control::Pong { id: answered } if answered == id => measurement.pong(began.elapsed()),
-                other => return Err(unexpected(&other)),
-            }
-        }
-        let padding = vec![0; CHUNK];
-        let (started, mut number) = (Instant::now(), 0);
-        while let Some(bytes) = measurement.next_round(started.elapsed()) {
-            number += 1;
-            let began = Instant::now();
-            let mut left = bytes;
-            while left > 0 {
-                let count = left.min(CHUNK as u64);
-                self.add(&Message::Padding { data: &padding[..count as usize] })?;
-                left -= count;
-            }
-            self.say(&Control::Round { number, initial: false }.into())?;
-            match self.hear()? {
-                Control::RoundDone { number: done } if done == number => {
-                    measurement.round(bytes, began.elapsed())
-                }
-                other => return Err(unexpected(&other)),
-            }
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, message: &Message<'_>) -> Result<(), Finding> {
-        match self.sender.send(message, self.until) {
-            Ok(()) if self.sender.is_behind() => Err(self.lost(ChannelError::TimedOut)),
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.unsent(error)),
-        }
-    }
-
-    fn say(&mut self, message: &Message<'_>) -> Result<(), Finding> {
-        self.sender.send_now(message, self.until).map_err(|error| self.unsent(error))
-    }
-
-    /// Returns why a message could not be sent: a destination that refuses has told the reason before it closes the
-    /// connection.
-    fn unsent(&mut self, error: ChannelError) -> Finding {
-        match self.hear() {
-            Err(finding) if finding.code != Code::ConnectionLost => finding,
-            _ => self.lost(error),
-        }
-    }
-
-    /// Receives an answer. FAILED is an error.
-    fn hear(&mut self) -> Result<Control, Finding> {
-        let received = match self.receiver.next(self.until) {
-            Ok(Received::Message(Message::Control(Control::Failed(Reason { reason })))) => {
-                Err(Ok(check::of_failed(&reason)))
-            }
-            Ok(Received::Message(Message::Control(control))) => Ok(control),
-            Ok(Received::Message(other)) => Err(Ok(misplaced(other.kind().name()))),
-            Ok(Received::Memory(_)) => Err(Ok(misplaced("MEMORY"))),
-            Err(error) => Err(Err(error)),
-        };
-        received.map_err(|failed| failed.unwrap_or_else(|error| self.lost(error)))
-    }
-
-    /// Returns what an error of the channel means.
-    fn lost(&self, error: ChannelError) -> Finding {
-        let error = Error::of_channel(DESTINATION, self.timeout, error);
-        let code = match &error {
-            Error::Silent { .. } => Code::DestinationSilent,
-            Error::Tls(TlsError::Wait(_)) => Code::DestinationSilent,
-            Error::Tls(_) => Code::TlsRefused,
-            Error::Malformed(_) => Code::InvalidAnswer,
-            _ => Code::ConnectionLost,
-        };
-        Finding::new(code, error.to_string())
-    }
-}
-
-fn unexpected(control: &Control) -> Finding {
-    misplaced(control.name())
-}
-
-fn misplaced(name: &str) -> Finding {
-    Finding::new(Code::InvalidAnswer, format!("unexpected {name} from the destination"))
 }
 
 impl std::fmt::Debug for Checked {

@@ -12,6 +12,7 @@ mod check;
 mod destination;
 mod device;
 mod hands;
+mod inquiry;
 mod journal;
 mod owner;
 mod pace;
