@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         Some(address) => Some((address, arguments.protection.tls(address)?)),
         None => None,
     };
-    let histories = arguments.history.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
+    let histories = arguments.history.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let report = check(arguments, histories, destination);
     let to = arguments.to.as_ref().map(Address::to_string);
     let text = text::Text { report: &report, devices: &list(targets), to: to.as_deref() };

@@ -53,7 +53,7 @@ fn write_downtime(f: &mut fmt::Formatter<'_>, downtime: &Downtime) -> fmt::Resul
     let limit = output::milliseconds(downtime.limit_ms);
     match (downtime.most_ms, downtime.least_ms) {
         (Some(most), _) => {
-            writeln!(f, "  downtime   at most {} (limit {limit})", output::milliseconds(most))?
+            writeln!(f, "  downtime   at most {} (limit {limit})", output::milliseconds(most))?;
         }
         (None, Some(_)) => {
             let known = output::milliseconds(downtime.known_ms);

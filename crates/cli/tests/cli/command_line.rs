@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "demo",
     "devices",
     "probe",
@@ -21,6 +21,7 @@ const COMMANDS: [&str; 19] = [
     "fsm",
     "inspect",
     "abi",
+    "check",
     "run",
     "trace",
     "completions",

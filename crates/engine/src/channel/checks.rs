@@ -104,9 +104,10 @@ impl Checks {
         mut check: Check,
         theirs: &Table,
         answers: &Answers,
-    ) -> Result<(), (Check, String)> {
+    ) -> Result<(), Box<(Check, String)>> {
         if self.0.len() >= MAX_CHECKS {
-            return Err((check, format!("{BUSY}{MAX_CHECKS} other checks are in progress")));
+            let reason = format!("{BUSY}{MAX_CHECKS} other checks are in progress");
+            return Err(Box::new((check, reason)));
         }
         let answer = check::answer(theirs, &answers.table, answers.setup);
         tracing::info!(peer = %check.name, mismatches = answer.mismatches.len(), "a source checks whether it fits");
@@ -115,7 +116,7 @@ impl Checks {
                 self.0.push(check);
                 Ok(())
             }
-            Err(error) => Err((check, error.to_string())),
+            Err(error) => Err(Box::new((check, error.to_string()))),
         }
     }
 

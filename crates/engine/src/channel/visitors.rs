@@ -339,7 +339,8 @@ impl Visitors {
     fn answer(&mut self, peer: Unknown, greeting: &Greeting, answers: &Answers) {
         let Unknown { stream, name, sender, receiver, .. } = peer;
         let check = Check::new(stream, name, sender, receiver);
-        if let Err((check, reason)) = self.checks.begin(check, &greeting.table, answers) {
+        if let Err(refused) = self.checks.begin(check, &greeting.table, answers) {
+            let (check, reason) = *refused;
             self.tell(check.stream, check.sender, &reason);
         }
     }

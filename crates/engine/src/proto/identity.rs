@@ -67,18 +67,17 @@ pub struct PciIdentity {
 /// The reason why a device cannot load another one's state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the source's device '{source_name}' does not fit the destination's '{destination_name}': {what} is {theirs}, expected {ours}"
+    "the source's device '{source_name}' does not fit the destination's '{destination_name}': {} is {theirs}, expected {ours}",
+    property(*.code)
 )]
 #[non_exhaustive]
 pub struct Difference {
-    /// The reason, for scripts.
+    /// The property that differs.
     pub code: Code,
     /// The device's name at the source.
     pub source_name: String,
     /// The device's name at the destination.
     pub destination_name: String,
-    /// The property that differs.
-    pub what: &'static str,
     /// The source's value.
     pub theirs: String,
     /// The destination's value.
@@ -97,65 +96,55 @@ impl DeviceIdentity {
         // In the same form as the one that arrived.
         let here = &here.for_people();
         let mut found = Vec::new();
-        let mut compare = |code: Code, what, theirs: String, ours: String| {
+        let mut compare = |code: Code, theirs: String, ours: String| {
             let is_equal = theirs == ours;
             if !is_equal {
-                found.push(self.difference(code, what, &theirs, &ours, here));
+                found.push(self.difference(code, &theirs, &ours, here));
             }
             is_equal
         };
-        compare(Code::DeviceKind, "kind", kind(self.flags), kind(here.flags));
+        compare(Code::DeviceKind, kind(self.flags), kind(here.flags));
         // Both sides know the model, whose name says more than the number of regions.
         let mut has_same_model = false;
         if let (Some(theirs), Some(ours)) = (&self.model, &here.model) {
-            has_same_model = compare(Code::DeviceModel, "model", theirs.clone(), ours.clone());
+            has_same_model = compare(Code::DeviceModel, theirs.clone(), ours.clone());
         }
         if let (Some(theirs), Some(ours)) = (self.pci, here.pci) {
             let pair = |vendor: u16, device: u16| format!("{vendor:04x}:{device:04x}");
             let id = |pci: PciIdentity| pair(pci.vendor, pci.device);
-            compare(Code::PciId, "PCI ID", id(theirs), id(ours));
+            compare(Code::PciId, id(theirs), id(ours));
             let subsystem = |pci: PciIdentity| pair(pci.subsystem_vendor, pci.subsystem_device);
-            compare(Code::PciSubsystemId, "PCI subsystem ID", subsystem(theirs), subsystem(ours));
+            compare(Code::PciSubsystemId, subsystem(theirs), subsystem(ours));
             let class = |pci: PciIdentity| format!("{:06x}", pci.class);
-            compare(Code::PciClass, "PCI class", class(theirs), class(ours));
+            compare(Code::PciClass, class(theirs), class(ours));
         }
         let number = |of: u32| of.to_string();
-        compare(Code::RegionCount, "number of regions", number(self.num_regions), number(here.num_regions));
-        let irqs = "number of interrupt indexes";
-        compare(Code::InterruptCount, irqs, number(self.num_irqs), number(here.num_irqs));
+        compare(Code::RegionCount, number(self.num_regions), number(here.num_regions));
+        compare(Code::InterruptCount, number(self.num_irqs), number(here.num_irqs));
         // The states of different models have nothing in common.
         let has_other_model = self.model.is_some() && here.model.is_some() && !has_same_model;
         if let (Some(theirs), Some(ours)) = (self.state_version, here.state_version)
             && theirs > ours
             && !has_other_model
         {
-            compare(Code::StateVersion, "version of the state", number(theirs), format!("at most {ours}"));
+            compare(Code::StateVersion, number(theirs), format!("at most {ours}"));
         }
         let (theirs, ours) = (&self.compatibility, &here.compatibility);
         // A device whose driver gives no model cannot be compared.
         if has_same_model && !theirs.eq_ignore_ascii_case(ours) {
             let differs = |(left, right): &(u8, u8)| !left.eq_ignore_ascii_case(right);
             let same = theirs.bytes().zip(ours.bytes()).take_while(|pair| !differs(pair)).count();
-            let data = "compatibility data";
-            compare(Code::CompatibilityData, data, excerpt(theirs, same), excerpt(ours, same));
+            compare(Code::CompatibilityData, excerpt(theirs, same), excerpt(ours, same));
         }
         found
     }
 
-    fn difference(
-        &self,
-        code: Code,
-        what: &'static str,
-        theirs: &str,
-        ours: &str,
-        here: &DeviceIdentity,
-    ) -> Difference {
+    fn difference(&self, code: Code, theirs: &str, ours: &str, here: &DeviceIdentity) -> Difference {
         let shown = |text: &str| printable(text, 100);
         Difference {
             code,
             source_name: shown(&self.name),
             destination_name: here.name.clone(),
-            what,
             theirs: shown(theirs),
             ours: shown(ours),
         }
@@ -176,6 +165,22 @@ impl DeviceIdentity {
             region: shown(&self.region, MAX_REGION),
             ..self.clone()
         }
+    }
+}
+
+/// The name of the property that a code is of.
+const fn property(code: Code) -> &'static str {
+    match code {
+        Code::DeviceKind => "kind",
+        Code::DeviceModel => "model",
+        Code::PciId => "PCI ID",
+        Code::PciSubsystemId => "PCI subsystem ID",
+        Code::PciClass => "PCI class",
+        Code::RegionCount => "number of regions",
+        Code::InterruptCount => "number of interrupt indexes",
+        Code::StateVersion => "version of the state",
+        Code::CompatibilityData => "compatibility data",
+        other => other.name(),
     }
 }
 

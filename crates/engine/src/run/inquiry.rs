@@ -118,7 +118,7 @@ impl Inquiry {
             self.say(&Control::Round { number, initial: false }.into())?;
             match self.hear()? {
                 Control::RoundDone { number: done } if done == number => {
-                    measurement.round(bytes, began.elapsed())
+                    measurement.round(bytes, began.elapsed());
                 }
                 other => return Err(unexpected(&other)),
             }
@@ -165,8 +165,7 @@ impl Inquiry {
     fn lost(&self, error: ChannelError) -> Finding {
         let error = Error::of_channel(DESTINATION, self.timeout, error);
         let code = match &error {
-            Error::Silent { .. } => Code::DestinationSilent,
-            Error::Tls(TlsError::Wait(_)) => Code::DestinationSilent,
+            Error::Silent { .. } | Error::Tls(TlsError::Wait(_)) => Code::DestinationSilent,
             Error::Tls(_) => Code::TlsRefused,
             Error::Malformed(_) => Code::InvalidAnswer,
             _ => Code::ConnectionLost,

@@ -41,7 +41,9 @@ mod tests {
 
     fn marked(region: RamRegion, runs: &[(usize, usize)]) -> PageBitmap {
         let mut bitmap = PageBitmap::new(region.pages());
-        runs.iter().for_each(|&(first, count)| bitmap.set_run(Run { first, count }));
+        for &(first, count) in runs {
+            bitmap.set_run(Run { first, count });
+        }
         bitmap
     }
 
