@@ -14,9 +14,10 @@ use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::{Accept, VERSION};
 use whimbrel_engine::set::MappedRam;
 use whimbrel_models::Model;
-use whimbrel_user::{FileOffset, Local, Memory, Migratable, State};
+use whimbrel_user::{Errno, FileOffset, Local, Memory, Migratable, MigrationFlags, Operation, State};
 
-use crate::support::engine::{Destination, Source, SourceOptions};
+use crate::forward::forward;
+use crate::support::engine::{Destination, DestinationOptions, Error, Source, SourceOptions};
 
 fn device(model: &str) -> Box<dyn Migratable> {
     Box::new(Local::new(model.parse::<Model>().unwrap().open(model).unwrap()))
@@ -202,4 +203,64 @@ fn memory_is_compared_and_counts_in_the_downtime() {
     let source = Source::new(vec![device("serial")]).memory(memory(0x8000), NoCpuLog);
     source.send(connect(&address, soon()).unwrap()).result.unwrap_err();
     waiting.join().unwrap();
+}
+
+/// The defect of a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Defect {
+    /// It refuses the query of the state.
+    Refuses,
+    /// It does not return from any query.
+    Hangs,
+}
+
+/// A device with such a driver.
+struct Broken {
+    device: Box<dyn Migratable>,
+    defect: Defect,
+}
+
+impl Migratable for Broken {
+    forward!(device: name, info, reset, probe_feature, set_state, data_size, enable_precopy_info_v2);
+    forward!(device: dma_logging_start, dma_logging_stop, dma_logging_report);
+
+    fn migration_flags(&mut self) -> whimbrel_user::Result<Option<MigrationFlags>> {
+        while self.defect == Defect::Hangs {
+            std::thread::park();
+        }
+        self.device.migration_flags()
+    }
+
+    fn state(&mut self) -> whimbrel_user::Result<State> {
+        Err(whimbrel_user::Error::request(self.device.name(), Operation::SetState(State::Stop), Errno::EIO))
+    }
+}
+
+#[test]
+fn a_device_that_refuses_or_hangs_is_named_beside_the_others() {
+    for (defect, code) in [(Defect::Refuses, Code::RequestRefused), (Defect::Hangs, Code::NoAnswer)] {
+        let broken = Box::new(Broken { device: device("accel"), defect });
+        let mut options = SourceOptions::default();
+        options.call_timeout = Duration::from_secs(2);
+        let checked = Source::new(vec![device("serial"), broken]).options(options).check();
+        let found = &checked.report.findings[0];
+        assert_eq!((found.code, found.device.as_deref()), (code, Some("accel")), "{:?}", checked.report);
+        assert_eq!(checked.report.devices[0].state.as_deref(), Some("RUNNING"));
+        assert_eq!(checked.report.devices[1].state, None);
+        match checked.source {
+            Ok(_) => assert_eq!(defect, Defect::Refuses),
+            Err(devices) => assert!(devices[0].is_some() && devices[1].is_none()),
+        }
+    }
+}
+
+#[test]
+fn a_destination_whose_device_hangs_is_told_so_before_it_waits() {
+    let mut options = DestinationOptions::default();
+    options.call_timeout = Duration::from_secs(2);
+    let devices: Vec<Box<dyn Migratable>> =
+        vec![device("serial"), Box::new(Broken { device: device("accel"), defect: Defect::Hangs })];
+    let failed = Destination::new(devices).options(options).identify().unwrap_err();
+    assert!(matches!(failed.error, Error::Overdue { .. }), "{failed:?}");
+    assert!(failed.devices[0].is_some() && failed.devices[1].is_none());
 }
