@@ -225,8 +225,10 @@ impl Migratable for Broken {
     forward!(device: dma_logging_start, dma_logging_stop, dma_logging_report);
 
     fn migration_flags(&mut self) -> whimbrel_user::Result<Option<MigrationFlags>> {
-        while self.defect == Defect::Hangs {
-            std::thread::park();
+        if self.defect == Defect::Hangs {
+            loop {
+                std::thread::park();
+            }
         }
         self.device.migration_flags()
     }
