@@ -21,6 +21,7 @@ pub(crate) enum Said {
     Accept(Value),
     Table(Value),
     Fits(Value),
+    Checked(Value),
     Memory {
         address: u64,
         data: Vec<u8>,
@@ -134,7 +135,7 @@ pub(crate) fn decode_start(stream: &[u8]) -> Result<(Vec<Said>, &[u8]), String> 
 /// The table of kinds: the largest payload of each.
 pub(crate) fn maximum(kind: u16) -> Option<u32> {
     Some(match kind {
-        1 | 2 | 4 | 16 | 18 | 19 | 20 => 65536,
+        1 | 2 | 4 | 16 | 18 | 19 | 20 | 32 => 65536,
         3 | 21 => 1_048_576,
         5 | 7 => 1_048_584,
         6 | 8 => 16,
@@ -209,6 +210,10 @@ fn parse(kind: u16, payload: &[u8]) -> Result<Said, String> {
         19 => Said::Failed(json::reason(payload)?),
         20 => Said::Abort(json::reason(payload)?),
         21 => Said::Padding(more_than(0)?.len()),
+        32 => {
+            let keys = Keys::default().may("mismatches", Value::is_array).may("more", Value::is_u64);
+            Said::Checked(json::object(payload, keys.may("setup_us", Value::is_u64))?)
+        }
         unknown => Said::Skipped(unknown),
     })
 }
