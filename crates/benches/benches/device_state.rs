@@ -4,13 +4,14 @@
 //! They alternate, and medians are compared, so that a busy machine disturbs both alike. The device is one that gives
 //! and takes its state without work of its own: what is measured is the engine.
 
+mod certificates;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use whimbrel_device::{ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
 use whimbrel_device::{MigrationFlags, State};
 use whimbrel_engine::channel::{Stream, Tls, Until};
@@ -101,23 +102,6 @@ fn bare(size: u64) -> std::io::Result<Duration> {
     Ok(elapsed)
 }
 
-/// Returns the certificates of both sides, in files of a folder.
-fn tls(folder: &std::path::Path) -> Result<Tls, Box<dyn std::error::Error>> {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate()?;
-    let files = ["authority.pem", "host.pem", "host.key"].map(|name| folder.join(name));
-    std::fs::write(&files[0], params.self_signed(&key)?.pem())?;
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate()?;
-    std::fs::write(
-        &files[1],
-        CertificateParams::new(vec!["127.0.0.1".into()])?.signed_by(&key, &issuer)?.pem(),
-    )?;
-    std::fs::write(&files[2], key.serialize_pem())?;
-    Ok(Tls::new(&files[1], &files[2], &files[0]))
-}
-
 /// Migrates a device with so much state.
 fn engine(size: u64, tls: Option<&Tls>) -> Result<Duration, Box<dyn std::error::Error>> {
     let (left, right) = connected()?;
@@ -175,7 +159,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
-    let tls = tls(folder.path())?;
+    let tls = certificates::write(folder.path())?;
     let (mut bare_times, mut engine_times, mut tls_times) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..MEASUREMENTS {
         bare_times.push(bare(SIZE)?);

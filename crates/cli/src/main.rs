@@ -2,6 +2,7 @@
 
 mod abi;
 mod call_timeout;
+mod check;
 mod completions;
 mod conform;
 mod demo;
@@ -75,6 +76,7 @@ that of their program, 125 if they failed themselves.
 Examples:
   whimbrel devices
   whimbrel probe 0000:3b:00.2
+  whimbrel check 0000:3b:00.2 --to other-host:4000 --insecure
   whimbrel receive 0000:3b:00.2 --listen [::]:4000 --insecure   (on the destination; or with the options of TLS)
   whimbrel send 0000:3b:00.2 --to other-host:4000 --insecure    (on the source)
   whimbrel fsm RUNNING STOP_COPY";
@@ -98,6 +100,7 @@ enum Command {
     DemoHost(demo::HostArguments),
     Devices(devices::Arguments),
     Probe(probe::Arguments),
+    Check(Box<check::Arguments>),
     Save(save::Arguments),
     Restore(restore::Arguments),
     Send(send::Arguments),
@@ -160,6 +163,7 @@ fn main() -> ExitCode {
         Command::DemoHost(arguments) => demo::run_host(arguments),
         Command::Devices(arguments) => devices::run(arguments, output),
         Command::Probe(arguments) => probe::run(arguments, output),
+        Command::Check(arguments) => check::run(arguments, output),
         Command::Save(arguments) => save::run(arguments, output),
         Command::Restore(arguments) => restore::run(arguments, output),
         Command::Send(arguments) => send::run(arguments, output),

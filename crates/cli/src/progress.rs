@@ -141,6 +141,7 @@ fn describe(progress: &Progress) -> String {
     let mut parts = vec![match progress.phase {
         Phase::Greeting => "negotiating".to_string(),
         Phase::Round(number) => format!("round {number}"),
+        Phase::Reconnecting => "connection lost, reconnecting".to_string(),
         Phase::Switchover => "switchover".to_string(),
         Phase::Recovery => "recovering".to_string(),
         _ => "done".to_string(),
@@ -156,7 +157,10 @@ fn describe(progress: &Progress) -> String {
         parts.push(format!("downtime {} expected", output::duration(expected)));
     }
     match progress.blame {
-        Some(Blame::Memory) => parts.push("held up by memory".to_string()),
+        Some(Blame::Memory) => match progress.dirtiest {
+            Some(range) => parts.push(format!("held up by memory at {:#x}", range.start)),
+            None => parts.push("held up by memory".to_string()),
+        },
         Some(Blame::Device(number)) => parts.push(format!("held up by device {}", number + 1)),
         _ => {}
     }
@@ -189,6 +193,7 @@ mod tests {
         );
         assert_eq!(with(Phase::Round(3), None, Some(900)), "round 3, downtime 900.0 ms expected");
         assert_eq!(with(Phase::Round(3), Some(3_600_000), None), "round 3, 60 minutes left");
+        assert_eq!(with(Phase::Reconnecting, None, None), "connection lost, reconnecting");
         assert_eq!(with(Phase::Recovery, None, None), "recovering");
     }
 }

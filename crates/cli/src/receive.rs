@@ -19,6 +19,7 @@ use crate::progress::Bar;
 use crate::remedy;
 use crate::send::parse_address;
 use crate::signals::Signals;
+use crate::size;
 use crate::target::{Opened, Target, list};
 use crate::tls::{self, Protection};
 
@@ -41,6 +42,17 @@ pub(crate) struct Arguments {
     /// Timeout for data from the source, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
+    /// After the connection is lost before the devices stop, wait for this long for the source to come back, in seconds.
+    /// The source needs --reconnect as well; the shorter time counts. 0: the loss ends the migration
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    reconnect: u64,
+    /// Allow the source this many connections at most, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=16))]
+    channels: u32,
+    /// Hold at most this much received device state that no device has taken yet, in bytes or with a unit such as 64MiB. Each
+    /// connection needs 3 MiB of it: with less, fewer are allowed
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_receive_memory)]
+    receive_memory: u64,
     /// Keep the devices open afterwards, until stdin ends or SIGINT or SIGTERM arrives. Otherwise they are closed, and
     /// their drivers may reset them
     #[arg(long)]
@@ -51,6 +63,14 @@ pub(crate) struct Arguments {
     journal: Option<PathBuf>,
     #[command(flatten)]
     protection: Protection,
+}
+
+/// Parses a size that is enough for one connection.
+fn parse_receive_memory(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        bytes if bytes < 4 << 20 => Err("expected at least 4MiB".to_string()),
+        bytes => Ok(bytes),
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -87,6 +107,18 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     // Before a signal that arrives during the migration: it ends the wait afterwards, too.
     let end = arguments.keep.then(End::new).transpose().map_err(|error| cannot_wait(&error))?;
     let signals = Signals::catch()?;
+    let names = opened.iter().map(|device| device.name().to_string()).collect();
+    let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
+        .options(
+            DestinationOptions::default()
+                .timeout(Duration::from_secs(arguments.timeout))
+                .channels(arguments.channels)
+                .receive_memory(arguments.receive_memory)
+                .reconnect(Duration::from_secs(arguments.reconnect)),
+        )
+        .cancel(signals.cancel())
+        .identify()
+        .map_err(|unidentified| failed(unidentified.error, targets, path))?;
     let mut listener = Listener::bind(address).map_err(|error| cannot_listen(address, &error))?;
     if let Some(tls) = tls {
         listener = listener.tls(tls).map_err(|error| tls::failure(&error))?;
@@ -95,10 +127,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     note(format_args!("listening at {address}"));
 
     let bar = Bar::waiting(output, format!("waiting for {} at {address}", list(targets)));
-    let names = opened.iter().map(|device| device.name().to_string()).collect();
-    let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
-        .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
-        .cancel(signals.cancel());
     if let Some(journal) = journal.take() {
         destination = destination.journal(journal);
     }
@@ -177,6 +205,9 @@ impl fmt::Display for Taken {
             output::milliseconds(received.total_ms),
             received.rounds
         )?;
+        if let [_, _, ..] = &received.lane_bytes[..] {
+            write!(f, "\n  connections   {}", received.lane_bytes.len())?;
+        }
         if !received.confirmed {
             write!(
                 f,

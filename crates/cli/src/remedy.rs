@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use whimbrel_engine::Error;
+use whimbrel_engine::proto::problem::Problem;
 use whimbrel_user::{Errno, State};
 
 use crate::target::{Closing, Target};
@@ -85,8 +86,10 @@ fn after_hang(error: &Error, targets: &[Target], then: fn(&Target) -> String) ->
 
 /// Returns the command after this error, if a command helps.
 pub(crate) fn after(error: &Error, targets: &[Target]) -> Option<String> {
-    if let Error::Tls(error) = error {
-        return tls::advice(error).map(str::to_string);
+    match error {
+        Error::Tls(error) => return tls::advice(error).map(str::to_string),
+        Error::Malformed(error) if error.problem == Problem::Tls => return Some(tls::ON_BOTH.to_string()),
+        _ => {}
     }
     let hung = match error {
         Error::NotBack { back, .. } => after_hang(back, targets, and_resume),

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use parking_lot::Mutex;
 use whimbrel_engine::channel::{
-    Address, ConnectError, Stream, Tls, TlsError, TlsStream, Until, WaitError, connect, connect_once,
+    Address, ConnectError, Connector, Stream, Tls, TlsError, TlsStream, Until, WaitError, connect,
+    connect_once,
 };
 use whimbrel_engine::{Error, Journal, Outcome, Report, SendError, Source, SourceOptions};
 
@@ -23,7 +24,7 @@ use crate::remedy;
 use crate::report::{self, Ended, Samples, Watching};
 use crate::signals::Signals;
 use crate::size;
-use crate::target::{Closing, Opened, Target};
+use crate::target::{Closing, Opened, Target, list};
 use crate::tls::{self, Protection};
 
 /// Migrate devices to a host where `whimbrel receive` is waiting
@@ -55,6 +56,9 @@ pub(crate) struct Arguments {
     /// Send at most this much in a second, in bytes or with a unit such as 100MiB, also while the devices are stopped
     #[arg(long, value_name = "BYTES/S", value_parser = parse_bandwidth)]
     bandwidth: Option<NonZeroU64>,
+    /// Number of connections to spread memory and state over, 1 to 16. The destination may allow fewer
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    channels: u32,
     /// Number of pre-copy rounds after which --on-timeout applies
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
@@ -64,11 +68,17 @@ pub(crate) struct Arguments {
     /// Retry to connect for this long while nothing listens at ADDR, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     patience: u64,
+    /// After the connection is lost before the devices stop, try for this long to reach the destination again and go on,
+    /// in seconds. The destination needs --reconnect as well; the shorter time counts. 0: the loss ends the migration.
+    /// Of several connections (--channels) none is replaced
+    #[arg(long, conflicts_with = "channels", value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    reconnect: u64,
     /// Record the migration in this file, so that `whimbrel resolve` can settle its outcome after a crash. It is created if
     /// it does not exist. Of use for devices that outlive this command, such as served ones
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
-    /// Write a report with plots to this file, as one HTML page, whether the migration succeeds or fails
+    /// Write a report with plots to this file, as one HTML page, whether the migration succeeds or fails. None is written if
+    /// the destination cannot be reached
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     #[command(flatten)]
@@ -77,7 +87,7 @@ pub(crate) struct Arguments {
 
 /// An action on a migration that takes too long.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum OnTimeout {
+pub(crate) enum OnTimeout {
     /// Cancel the migration; the devices continue
     Cancel,
     /// Stop the devices whatever the downtime is
@@ -97,12 +107,12 @@ impl From<OnTimeout> for whimbrel_engine::OnTimeout {
 }
 
 /// Parses a rate that lets a frame pass in good time.
-fn parse_bandwidth(text: &str) -> Result<NonZeroU64, String> {
+pub(crate) fn parse_bandwidth(text: &str) -> Result<NonZeroU64, String> {
     let bytes = NonZeroU64::new(size::parse(text)?).filter(|bytes| bytes.get() >= 64 << 10);
     bytes.ok_or_else(|| "expected at least 64KiB (bytes per second)".to_string())
 }
 
-fn parse_milliseconds(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_milliseconds(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "expected a whole number of milliseconds, without a unit".to_string())
 }
 
@@ -117,6 +127,17 @@ Examples:
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = &arguments.to;
     let tls = arguments.protection.tls(address)?;
+    if let Some(tls) = &tls {
+        tls.check_address(address).map_err(|error| tls::failure(&error))?;
+    }
+    if arguments.downtime_max.is_some_and(|max| max < arguments.downtime_limit) {
+        let limit = arguments.downtime_limit;
+        return Err(Failure::usage(format!("--downtime-max is less than --downtime-limit ({limit} ms)"))
+            .hint("the limit is raised from the one to the other: omit --downtime-max if it is not to be raised"));
+    }
+    if let Some(file) = &arguments.report {
+        report::check(file)?;
+    }
     let path = arguments.journal.as_deref();
     let journal = path.map(|path| journal::open(path, &address.to_string())).transpose()?;
     let lock = journal.as_ref().map(Journal::lock).transpose()?;
@@ -133,13 +154,19 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .downtime_limit(Duration::from_millis(arguments.downtime_limit))
         .max_rounds(arguments.max_rounds)
         .on_timeout(arguments.on_timeout.into())
-        .timeout(timeout);
+        .channels(arguments.channels)
+        .timeout(timeout)
+        .reconnect(Duration::from_secs(arguments.reconnect));
     options.downtime_max = arguments.downtime_max.map(Duration::from_millis);
     options.total_timeout = arguments.total_timeout.map(Duration::from_secs);
     options.bandwidth = arguments.bandwidth;
     let samples = Arc::new(Mutex::new(Samples::default()));
     let mut source = Source::new(opened.into_iter().map(Opened::into_migratable).collect())
         .options(options)
+        .connector(match &tls {
+            Some(tls) => Connector::new(address.clone()).tls(tls.clone()),
+            None => Connector::new(address.clone()),
+        })
         .observer(Watching { inner: Bar::migration(output), samples: samples.clone(), began: Instant::now() })
         .cancel(signals.cancel());
     if let Some(journal) = journal {
@@ -157,7 +184,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             Ok(report) => (report, None),
             Err(error) => (&*error.report, Some(error)),
         };
-        let written = report::write(file, Ended { report, error, to: &address.to_string() }, &samples.lock());
+        let (devices, to) = (&list(targets), &address.to_string());
+        let written = report::write(file, Ended { report, devices, error, to }, &samples.lock());
         // It is not the migration that has failed.
         if let Err(failure) = written {
             warn(&[failure.message()]);
@@ -198,8 +226,23 @@ fn reach(
         _ => connect(address, until(patience)),
     };
     let stream = connected.map_err(|error| match error {
+        ConnectError::Interrupted(_) => cancelled(address, signals),
+        error => unreachable(address, &error),
+    })?;
+    let Some(tls) = tls else { return Ok(Reached::Plain(stream)) };
+    let reached = tls.connect(stream, address, until(timeout)).map_err(|error| match error {
+        TlsError::Wait(WaitError::Interrupted) => cancelled(address, signals),
+        error => Failure::new(format!("cannot connect to {address}: {error}")).hint_if(tls::advice(&error)),
+    });
+    drop(bar);
+    reached.map(|stream| Reached::Tls(Box::new(stream)))
+}
+
+/// The failure to connect to an address.
+pub(crate) fn unreachable(address: &Address, error: &ConnectError) -> Failure {
+    match error {
         ConnectError::Failed { error, .. } | ConnectError::Resolve { error, .. } => {
-            let failure = Failure::from_io(format!("cannot connect to {address}"), &error);
+            let failure = Failure::from_io(format!("cannot connect to {address}"), error);
             match error.kind() {
                 io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => failure.hint(
                     "no process listens there: start `whimbrel receive` on that host, or wait for it with --patience \
@@ -211,17 +254,9 @@ fn reach(
                 _ => failure,
             }
         }
-        ConnectError::TimedOut(_) => Failure::from_error(&error).hint(FIREWALL),
-        ConnectError::Interrupted(_) => cancelled(address, signals),
-        _ => Failure::from_error(&error),
-    })?;
-    let Some(tls) = tls else { return Ok(Reached::Plain(stream)) };
-    let reached = tls.connect(stream, address, until(timeout)).map_err(|error| match error {
-        TlsError::Wait(WaitError::Interrupted) => cancelled(address, signals),
-        error => Failure::new(format!("cannot connect to {address}: {error}")).hint_if(tls::advice(&error)),
-    });
-    drop(bar);
-    reached.map(|stream| Reached::Tls(Box::new(stream)))
+        ConnectError::TimedOut(_) => Failure::from_error(error).hint(FIREWALL),
+        _ => Failure::from_error(error),
+    }
 }
 
 /// The failure after a signal before the migration began.
@@ -312,6 +347,13 @@ impl fmt::Display for Text<'_> {
         writeln!(f, "  final bytes   {}", output::exact_bytes(report.final_bytes))?;
         writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;
         writeln!(f, "  throughput    {}", output::rate(report.throughput_bytes_per_s))?;
+        if let [_, _, ..] = &report.lanes[..] {
+            writeln!(f, "  connections   {}", report.lanes.len())?;
+            for (number, lane) in (1..).zip(&report.lanes) {
+                let (bytes, rate) = (output::exact_bytes(lane.wire_bytes), output::rate(lane.bytes_per_s));
+                writeln!(f, "    {number}: {bytes}, {rate} while it sent")?;
+            }
+        }
         let mut table = output::table(["ROUND", "DEVICE", "MEMORY", "TOOK", "LEFT", "EXPECTED DOWNTIME"]);
         output::align_right(&mut table, 0..6);
         for round in &report.round_list {

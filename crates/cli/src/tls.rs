@@ -68,6 +68,9 @@ pub(crate) fn failure(error: &TlsError) -> Failure {
     Failure::from_error(error).hint_if(advice(error))
 }
 
+/// The advice if one side speaks TLS, and the other does not.
+pub(crate) const ON_BOTH: &str = "give the options of TLS on both sides, or on none";
+
 /// Returns what the operator can do about an error of TLS.
 pub(crate) fn advice(error: &TlsError) -> Option<&'static str> {
     match error {
@@ -76,7 +79,13 @@ pub(crate) fn advice(error: &TlsError) -> Option<&'static str> {
             Some("check that the options of TLS name the right files, in PEM form (-----BEGIN ..)")
         }
         TlsError::Unnamed(_) => Some("say with --tls-peer which name the destination's certificate carries"),
-        TlsError::Foreign(_) => Some("give the options of TLS on both sides, or on none"),
+        TlsError::Name(_) => {
+            Some("say with --tls-peer which name or IP address the destination's certificate carries")
+        }
+        TlsError::Foreign(_) => Some(ON_BOTH),
+        TlsError::Wait(_) => {
+            Some("check that the other side still runs and that the network works; its own log may say more")
+        }
         TlsError::Untrusted(_) => Some(
             "`openssl x509 -in FILE -noout -text` shows whom a certificate is for and until when; both sides need one that the \
              --tls-ca of the other has signed",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use whimbrel_protocol::handover::{Entry, Unexpected};
 use whimbrel_user::State;
 
-use crate::channel::{ChannelError, TlsError, named};
+use crate::channel::{ChannelError, ConnectorError, TlsError, named};
 use crate::guest::GuestError;
 use crate::proto::operation::Operation;
 use crate::set::RamError;
@@ -133,6 +133,27 @@ pub enum Error {
     Lost {
         /// Source or destination.
         side: &'static str,
+    },
+    /// The connection was lost in pre-copy, and was not replaced in time.
+    #[error(
+        "{cause}; {} within {} ms{}",
+        if *side == crate::proto::SOURCE {
+            "the source did not come back on another connection"
+        } else {
+            "the destination could not be reached again"
+        },
+        waited.as_millis(),
+        last.as_ref().map_or_else(String::new, |last| format!(" ({last})"))
+    )]
+    NotResumed {
+        /// Source or destination: the other side.
+        side: &'static str,
+        /// The time waited.
+        waited: Duration,
+        /// The error of the connection.
+        cause: Box<Error>,
+        /// The error of the last attempt to replace it.
+        last: Option<Box<Error>>,
     },
     /// Writing to the link failed.
     #[error("sending failed: {}", named(.0))]
@@ -298,6 +319,17 @@ pub enum Error {
     /// The two sides have no version or feature in common that the migration needs.
     #[error(transparent)]
     Negotiation(#[from] crate::proto::negotiate::Refusal),
+    /// A further connection to the destination could not be opened.
+    #[error("connection {lane} of the migration, beside the first one, cannot be opened: {error}")]
+    Lane {
+        /// The number of the lane, from 1.
+        lane: u32,
+        /// The reason.
+        error: Box<Error>,
+    },
+    /// The connector has not connected to the destination.
+    #[error("{0}")]
+    Connect(ConnectorError),
     /// The devices or memory of the two sides differ.
     #[error(transparent)]
     Unfit(#[from] crate::proto::table::Unfit),
@@ -378,12 +410,32 @@ impl Error {
         }
     }
 
+    /// Returns an error that says the same of the link, for another operation that it ends.
+    pub(crate) fn again(&self) -> Error {
+        match self {
+            Error::Lost { side } => Error::Lost { side },
+            Error::Silent { side, waited } => Error::Silent { side, waited: *waited },
+            Error::Link(error) => Error::Link(io::Error::new(error.kind(), named(error))),
+            other => Error::Link(io::Error::other(other.to_string())),
+        }
+    }
+
     /// Returns whether the link to the other side is unusable.
     pub(crate) fn is_of_the_link(&self) -> bool {
         matches!(
             self,
-            Error::Link(_) | Error::Tls(_) | Error::Silent { .. } | Error::Lost { .. } | Error::Peer { .. }
+            Error::Link(_)
+                | Error::Tls(_)
+                | Error::Silent { .. }
+                | Error::Lost { .. }
+                | Error::NotResumed { .. }
+                | Error::Peer { .. }
         )
+    }
+
+    /// Returns whether the connection is broken, without a fault of the other side.
+    pub(crate) const fn is_a_break(&self) -> bool {
+        matches!(self, Error::Link(_) | Error::Silent { .. } | Error::Lost { .. })
     }
 
     /// Returns a general hint for the operator, if there is one.
@@ -405,9 +457,12 @@ impl Error {
             Error::Silent { .. } => Some(
                 "check that the other side still runs and that the network works; its own log may say more",
             ),
-            Error::Lost { .. } => Some(
+            Error::Lost { .. } | Error::NotResumed { .. } => Some(
                 "check whether the other side still runs, and read its log: it has failed or was killed, or the network ended \
                  the connection",
+            ),
+            Error::Lane { .. } => Some(
+                "check that the destination's address still accepts connections, or migrate over one (--channels 1)",
             ),
             Error::Thread(_) => Some(
                 "raise the limit of threads (ulimit -u, or pids.max of the control group) or of open files (ulimit -n)",

@@ -6,6 +6,8 @@
 //! ([`whimbrel_user::Migratable`]) only, whatever is behind it. [`archive`] saves device state to a file and restores
 //! it, and [`embedded`] migrates devices inside a stream of the VMM's own.
 //!
+//! [`Source::check`] says beforehand whether devices can migrate, and why not: see [`check`].
+//!
 //! A migration can fail, or be [cancelled](Cancel), at any moment. Up to the handover the devices continue to run at
 //! the source. [`whimbrel_protocol::handover`] alone decides which side may run them.
 //!
@@ -59,14 +61,16 @@ pub mod set;
 pub use error::Error;
 pub use guest::{Blob, BlobName, Guest, GuestError, NoGuest};
 pub use outcome::{Outcome, SendError};
-pub use progress::{Blame, Observer, Phase, Progress, Silent};
+pub use progress::{Blame, DirtyRange, Observer, Phase, Progress, Silent};
+pub use proto::check;
 pub use proto::destination::DestinationOptions;
 pub use proto::judgement::{Evidence, Judgement};
 pub use proto::negotiate::Feature;
 pub use proto::source::{OnTimeout, SourceOptions};
-pub use report::{DeviceReport, Report, Round, Transition};
+pub use report::{DeviceReport, LaneReport, Report, Round, Transition};
 pub use run::{
-    Arrived, Cancel, Destination, Journal, JournalLock, Received, Resolve, Resolved, Sent, Source,
+    Arrived, Cancel, Checked, Destination, Journal, JournalLock, Received, Resolve, Resolved, Sent, Source,
+    Unidentified,
 };
 pub use set::{CpuLog, NoCpuLog, Ram, RamError, RamRegion};
 

@@ -10,6 +10,8 @@ pub enum Phase {
     Greeting,
     /// A pre-copy round, numbered from 1.
     Round(u32),
+    /// The connection was lost in pre-copy, and is replaced. The devices continue at the source.
+    Reconnecting,
     /// The devices are stopped and the rest is transferred.
     Switchover,
     /// The migration has failed, and the devices are returned to RUNNING.
@@ -27,6 +29,25 @@ pub enum Blame {
     /// The device with this number, from 0 in the order of the source, yields state as fast as it is sent, or has much of it
     /// that only its stop yields.
     Device(usize),
+}
+
+/// A part of the memory, and the data in it that became dirty in the last round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DirtyRange {
+    /// Guest physical address.
+    pub start: u64,
+    /// Size of the part in bytes.
+    pub size: u64,
+    /// Dirty data in it, in bytes.
+    pub dirty: u64,
+}
+
+impl DirtyRange {
+    /// Returns a part of the memory with so much dirty data.
+    pub const fn new(start: u64, size: u64, dirty: u64) -> DirtyRange {
+        DirtyRange { start, size, dirty }
+    }
 }
 
 /// The progress of a migration at one moment. [`done`](Progress::done) and [`total`](Progress::total) are those of the current
@@ -50,6 +71,8 @@ pub struct Progress {
     pub dirty_rate: Option<u64>,
     /// The memory or device that has most left to send, while the rounds get no better.
     pub blame: Option<Blame>,
+    /// The part of the memory with most dirty data, at most 64 MiB, while memory is to blame and its writes are logged.
+    pub dirtiest: Option<DirtyRange>,
     /// The estimated time until the devices run at the destination, in steps of 100 ms. The source estimates it from the
     /// data that is left, the throughput, and the rate at which memory and state become dirty. In the first round that
     /// rate is unknown and counts as zero: the time is then a lower bound. `None` before enough has been transferred,
@@ -69,6 +92,7 @@ impl Progress {
             throughput: None,
             dirty_rate: None,
             blame: None,
+            dirtiest: None,
             time_left: None,
         }
     }

@@ -46,8 +46,14 @@ pub struct Report {
     pub final_bytes: u64,
     /// Bytes written to the link.
     pub wire_bytes: u64,
+    /// The connections, the control connection first.
+    pub lanes: Vec<LaneReport>,
     /// The throughput, as measured over the rounds.
     pub throughput_bytes_per_s: f64,
+    /// The number of connections that were lost in pre-copy and replaced.
+    pub reconnections: u32,
+    /// The time in which there was none, in milliseconds.
+    pub reconnecting_ms: f64,
     /// The source of the CPUs' dirty pages.
     pub cpu_log: Option<CpuDirtyChoice>,
     /// Problems that did not harm the migration.
@@ -60,12 +66,35 @@ pub struct Report {
 pub struct DeviceReport {
     /// The name.
     pub name: String,
+    /// The kind: the driver's name of its model, or the PCI ID; `None` if it is unknown.
+    pub kind: Option<String>,
     /// Bytes of its state.
     pub device_bytes: u64,
     /// Bytes of its state that were sent after the stop, as a part of `device_bytes`.
     pub final_bytes: u64,
     /// The source of the device's dirty pages; `None` if its driver has not returned from a call.
     pub dirty_log: Option<DirtyChoice>,
+}
+
+/// A connection of a finished migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct LaneReport {
+    /// Bytes written to it, with frames and everything else.
+    pub wire_bytes: u64,
+    /// The time in which it was written to, in milliseconds.
+    pub ms: f64,
+    /// The throughput in that time.
+    pub bytes_per_s: f64,
+}
+
+impl LaneReport {
+    /// Returns the report of a connection that was written to for this time.
+    pub(crate) fn new(wire_bytes: u64, sending: std::time::Duration) -> LaneReport {
+        let seconds = sending.as_secs_f64();
+        let bytes_per_s = if seconds > 0.0 { wire_bytes as f64 / seconds } else { 0.0 };
+        LaneReport { wire_bytes, ms: milliseconds(sending), bytes_per_s }
+    }
 }
 
 /// A transition of a device.

@@ -7,13 +7,13 @@ use std::time::Instant;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, ReadVolatile, WriteVolatile};
 
 use super::memory::{MIB, MemoryFile};
-use super::{DEVICE_STATE, Move, Result};
+use super::{DEVICE_STATE, Move, Result, processor};
 
 pub(super) fn send(noise: &MemoryFile, devices: u64, address: &str) -> Result<Move> {
     let memory = noise.map(true)?;
     let state = vec![1; (devices * DEVICE_STATE) as usize];
     let mut socket = TcpStream::connect(address)?;
-    let start = Instant::now();
+    let (start, used) = (Instant::now(), processor::own()?);
     for at in (0..noise.size()).step_by(MIB as usize) {
         socket.write_all_volatile(&memory.get_slice(GuestAddress(at), MIB as usize)?)?;
     }
@@ -21,7 +21,7 @@ pub(super) fn send(noise: &MemoryFile, devices: u64, address: &str) -> Result<Mo
         socket.write_all(piece)?;
     }
     socket.read_exact(&mut [0])?;
-    Ok(Move { took: start.elapsed(), downtime: None })
+    Ok(Move { took: start.elapsed(), downtime: None, processor: processor::own_since(used)? })
 }
 
 pub(super) fn receive(memory: &GuestMemoryMmap, devices: u64, told: impl FnOnce(&str)) -> Result<()> {

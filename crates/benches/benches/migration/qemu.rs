@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::memory::MemoryFile;
-use super::{Move, Result};
+use super::{Move, Result, processor};
 
 /// Timeout for QEMU to start, for an answer, and for a migration.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -49,24 +49,36 @@ impl Qemu {
         there: &MemoryFile,
         is_touched: bool,
         channels: u32,
+        certificates: Option<&Path>,
     ) -> Result<Move> {
-        let mut destination = Machine::start(&self.program, there, is_touched, &["-incoming", "defer"])?;
-        let mut source = Machine::start(&self.program, noise, true, &[])?;
+        let incoming = ["-incoming".to_string(), "defer".to_string()];
+        let options = credentials("server", certificates).into_iter().chain(incoming);
+        let mut destination = Machine::start(&self.program, there, is_touched, options)?;
+        let mut source = Machine::start(&self.program, noise, true, credentials("client", certificates))?;
         for machine in [&mut destination, &mut source] {
-            machine.prepare(channels)?;
+            machine.prepare(channels, certificates.is_some())?;
         }
         destination.execute("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }))?;
         let address = &destination.execute("query-migrate", json!({}))?["socket-address"][0];
         let port = address["port"].as_str().ok_or("QEMU does not tell where it listens")?;
         let uri = format!("tcp:127.0.0.1:{port}");
+        let before = destination.processor()? + source.processor()?;
         let start = Instant::now();
         source.execute("migrate", json!({ "uri": uri }))?;
         let told = source.migrated(start)?;
         destination.migrated(start)?;
         let took = start.elapsed();
         let downtime = told["downtime"].as_u64().map(Duration::from_millis);
-        Ok(Move { took, downtime })
+        let processor = (destination.processor()? + source.processor()?).saturating_sub(before);
+        Ok(Move { took, downtime, processor })
     }
+}
+
+/// Returns the options for TLS at one endpoint, with certificates from this folder.
+fn credentials(endpoint: &str, certificates: Option<&Path>) -> Vec<String> {
+    let Some(folder) = certificates else { return Vec::new() };
+    let object = format!("tls-creds-x509,id=tls,dir={},endpoint={endpoint},verify-peer=on", folder.display());
+    vec!["-object".into(), object]
 }
 
 /// A machine, in a process that is killed when dropped.
@@ -78,7 +90,12 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(program: &Path, memory: &MemoryFile, is_touched: bool, more: &[&str]) -> Result<Machine> {
+    fn start(
+        program: &Path,
+        memory: &MemoryFile,
+        is_touched: bool,
+        more: impl IntoIterator<Item = String>,
+    ) -> Result<Machine> {
         let folder = TempDir::new()?;
         let socket = folder.path().join("qmp");
         let prealloc = if is_touched { "on" } else { "off" };
@@ -117,12 +134,21 @@ impl Machine {
         Ok(machine)
     }
 
-    fn prepare(&mut self, channels: u32) -> Result<()> {
+    /// Returns the processor time that it has used so far.
+    fn processor(&self) -> Result<Duration> {
+        processor::of(self.child.id())
+    }
+
+    fn prepare(&mut self, channels: u32, has_tls: bool) -> Result<()> {
         let mut parameters = json!({ "max-bandwidth": UNLIMITED, "downtime-limit": DOWNTIME_LIMIT });
         if channels > 0 {
             let multifd = json!([{ "capability": "multifd", "state": true }]);
             self.execute("migrate-set-capabilities", json!({ "capabilities": multifd }))?;
             parameters["multifd-channels"] = channels.into();
+        }
+        if has_tls {
+            parameters["tls-creds"] = "tls".into();
+            parameters["tls-hostname"] = "127.0.0.1".into();
         }
         self.execute("migrate-set-parameters", parameters)?;
         Ok(())

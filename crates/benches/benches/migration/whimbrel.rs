@@ -1,16 +1,17 @@
 //! The engine: idle devices migrate with the memory.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
-use whimbrel_engine::channel::{Address, Listener, Until, connect};
-use whimbrel_engine::{Destination, NoCpuLog, Source};
+use whimbrel_engine::channel::{Address, Connector, Listener, Until, connect};
+use whimbrel_engine::{Destination, NoCpuLog, Source, SourceOptions};
 use whimbrel_models::Model;
 use whimbrel_user::{Local, Migratable};
 
 use super::memory::MemoryFile;
-use super::{DEVICE_STATE, Move, Result};
+use super::{DEVICE_STATE, Move, Result, certificates, processor};
 
 /// Timeout for a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,21 +26,50 @@ fn devices(count: u64) -> Result<Vec<Box<dyn Migratable>>> {
     (0..count.max(1)).map(open).collect()
 }
 
-pub(super) fn send(noise: &MemoryFile, count: u64, address: &str) -> Result<Move> {
+/// Sends over so many connections, with TLS if there is a folder of certificates.
+pub(super) fn send(
+    noise: &MemoryFile,
+    count: u64,
+    channels: u32,
+    address: &str,
+    tls: Option<&Path>,
+) -> Result<Move> {
     // Kept, so that unmapping it is not measured.
     let memory = Arc::new(noise.map(true)?);
     let devices = devices(count)?;
     let address: Address = address.parse()?;
-    let stream = connect(&address, Until::timeout(PATIENCE))?;
-    let start = Instant::now();
-    let report = Source::new(devices).memory(memory.clone(), NoCpuLog).send(stream).result?;
-    let downtime = Duration::from_secs_f64(report.downtime_ms / 1e3);
-    Ok(Move { took: start.elapsed(), downtime: Some(downtime) })
+    let until = Until::timeout(PATIENCE);
+    let stream = connect(&address, until)?;
+    let tls = tls.map(certificates::open);
+    let connector = Connector::new(address.clone());
+    let source = Source::new(devices)
+        .memory(memory.clone(), NoCpuLog)
+        .options(SourceOptions::default().channels(channels))
+        .connector(match &tls {
+            None => connector,
+            Some(tls) => connector.tls(tls.clone()),
+        });
+    let (start, used) = (Instant::now(), processor::own()?);
+    let sent = match tls {
+        None => source.send(stream),
+        Some(tls) => source.send(tls.connect(stream, &address, until)?),
+    };
+    let downtime = Duration::from_secs_f64(sent.result?.downtime_ms / 1e3);
+    Ok(Move { took: start.elapsed(), downtime: Some(downtime), processor: processor::own_since(used)? })
 }
 
-pub(super) fn receive(memory: GuestMemoryMmap, count: u64, told: impl FnOnce(&str)) -> Result<()> {
+/// Receives likewise.
+pub(super) fn receive(
+    memory: GuestMemoryMmap,
+    count: u64,
+    tls: Option<&Path>,
+    told: impl FnOnce(&str),
+) -> Result<()> {
     let devices = devices(count)?;
     let mut listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+    if let Some(folder) = tls {
+        listener = listener.tls(certificates::open(folder))?;
+    }
     told(&listener.address().to_string());
     let accepted = listener.accept(Until::timeout(PATIENCE))?;
     Destination::new(devices).memory(Arc::new(memory)).receive_accepted(accepted).result?;

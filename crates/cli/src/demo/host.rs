@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use parking_lot::Mutex;
-use whimbrel_engine::channel::{Address, Listener, Until, connect};
+use whimbrel_engine::channel::{Address, Connector, Listener, Until, connect};
 use whimbrel_engine::{
     Destination, DestinationOptions, Error, Guest, GuestError, Progress, Source, SourceOptions,
 };
@@ -186,6 +186,7 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
         // The limit is for the migration alone.
         .downtime_limit(Duration::from_millis(config.downtime_limit_ms).saturating_add(verification))
         .max_rounds(config.max_rounds)
+        .channels(config.channels)
         .budget(VERIFICATION);
     let mut told = Instant::now();
     let source = Source::new(migratable(&machine)?)
@@ -199,14 +200,16 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
             }
         })
         .options(options);
+    let connector = Connector::new(address.clone());
     let sent = match &config.certificates {
-        None => source.send(stream),
-        Some(certificates) => source.send(
-            certificates
-                .tls()?
+        None => source.connector(connector).send(stream),
+        Some(certificates) => {
+            let tls = certificates.tls()?;
+            let encrypted = tls
                 .connect(stream, &address, until)
-                .map_err(|error| Failure::new(format!("cannot reach the destination: {error}")))?,
-        ),
+                .map_err(|error| Failure::new(format!("cannot reach the destination: {error}")))?;
+            source.connector(connector.tls(tls)).send(encrypted)
+        }
     };
     match sent.result {
         Ok(report) => {

@@ -49,6 +49,8 @@ pub(super) struct Config {
     pub(super) dirty_rate: u64,
     pub(super) downtime_limit_ms: u64,
     pub(super) max_rounds: u32,
+    /// The connections between the hosts.
+    pub(super) channels: u32,
     pub(super) work_before_ms: u64,
     pub(super) work_after_ms: u64,
 }
@@ -175,6 +177,8 @@ pub(super) struct Figures {
     pub(super) bytes_by_device: Vec<u64>,
     pub(super) final_bytes: u64,
     pub(super) throughput_bytes_per_s: f64,
+    /// The number of connections between the hosts.
+    pub(super) connections: usize,
 }
 
 impl Figures {
@@ -193,6 +197,7 @@ impl Figures {
             bytes_by_device: report.devices.iter().map(|device| device.device_bytes).collect(),
             final_bytes: report.final_bytes,
             throughput_bytes_per_s: report.throughput_bytes_per_s,
+            connections: report.lanes.len(),
         }
     }
 }

@@ -66,6 +66,9 @@ pub(crate) struct Arguments {
     /// Encrypt the connection by TLS 1.3, with certificates that are made for this demo and removed with it
     #[arg(long)]
     tls: bool,
+    /// Number of connections to spread memory and state over, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    channels: u32,
     /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB for each device, and at most half of the
     /// available memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
@@ -195,6 +198,7 @@ fn perform(
             dirty_rate: arguments.dirty_rate,
             downtime_limit_ms: arguments.downtime_limit,
             max_rounds: arguments.max_rounds,
+            channels: arguments.channels,
             work_before_ms: arguments.work_before,
             work_after_ms: arguments.work_after,
         })?;

@@ -18,6 +18,8 @@ pub(super) struct Outcome {
     reached_by: &'static str,
     /// The hosts' connection was encrypted by TLS 1.3.
     tls: bool,
+    /// The number of connections between the hosts.
+    connections: usize,
     /// Time from the stop at the source until the devices ran at the destination.
     downtime_ms: f64,
     /// The part of it that the verification took, which a migration outside of the demo does not have.
@@ -91,6 +93,7 @@ impl Outcome {
                 _ => "vfio-user",
             },
             tls,
+            connections: report.connections,
             downtime_ms: report.downtime_ms,
             inspection_ms: report.inspection_ms,
             migration_downtime_ms: (report.downtime_ms - report.inspection_ms).max(0.0),
@@ -125,7 +128,12 @@ impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Text { outcome, pairs, memory } = *self;
         let memory = output::bytes(memory);
-        let over = if outcome.tls { ", over TLS 1.3" } else { "" };
+        let over = match (outcome.connections, outcome.tls) {
+            (..2, false) => String::new(),
+            (..2, true) => ", over TLS 1.3".to_string(),
+            (count, false) => format!(", over {count} connections"),
+            (count, true) => format!(", over {count} connections of TLS 1.3"),
+        };
         match pairs {
             [pair] => writeln!(
                 f,

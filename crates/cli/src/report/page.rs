@@ -15,12 +15,13 @@ const STYLE: &str = "\
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
   margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-svg { width: 100%; height: auto; overflow: visible }
+h1, p, dd, li { overflow-wrap: anywhere }
+svg { width: 100%; min-width: 38rem; height: auto; overflow: visible }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--grid); white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; font-variant-numeric: tabular-nums }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1.2rem; font-variant-numeric: tabular-nums }
 dt { opacity: .8 } dd { margin: 0 }
 .failed { border-left: 4px solid var(--second); padding-left: .8rem }
 :focus-visible { outline: 3px solid var(--first); outline-offset: 2px }
@@ -28,10 +29,9 @@ dt { opacity: .8 } dd { margin: 0 }
 
 /// Returns the page.
 pub(super) fn page(ended: Ended<'_>, samples: &Samples) -> Result<String, NotDrawn> {
-    let names = output::names(ended.report.devices.iter().map(|device| device.name.as_str()));
     let title = match ended.error {
-        None => format!("Migration of {names} to {}", ended.to),
-        Some(_) => format!("Failed migration of {names} to {}", ended.to),
+        None => format!("Migration of {} to {}", ended.devices, ended.to),
+        Some(_) => format!("Failed migration of {} to {}", ended.devices, ended.to),
     };
     let page = html! {
         (DOCTYPE)
@@ -46,22 +46,30 @@ pub(super) fn page(ended: Ended<'_>, samples: &Samples) -> Result<String, NotDra
                 main {
                     h1 { (title) }
                     (outcome(ended))
-                    (timeline(ended)?)
-                    (plot("Downtime", html! {
-                        span.line { "expected downtime" } ", and " span.dashed { "its limit" }
-                    }, &plots::downtime(samples)?))
-                    (plot("Data left", html! { span.line { "bytes that the phase has yet to send" } }, &plots::left(samples)?))
-                    (plot("Rates", html! {
-                        span.line { "throughput" } ", and " span.dashed { "data that became dirty in the last round" }
-                    }, &plots::rates(samples)?))
-                    (rounds(ended))
-                    (devices(ended))
-                    (transitions(ended))
+                    @if !ended.report.migration.is_empty() { (course(ended, samples)?) }
                 }
             }
         }
     };
     Ok(page.into_string())
+}
+
+/// The course of a migration that has begun: plots and tables.
+fn course(ended: Ended<'_>, samples: &Samples) -> Result<Markup, NotDrawn> {
+    Ok(html! {
+        (timeline(ended)?)
+        (plot("Downtime", html! {
+            span.line { "expected downtime" } ", and " span.dashed { "its limit" }
+        }, &plots::downtime(samples)?))
+        (plot("Data left", html! { span.line { "bytes that the phase has yet to send" } }, &plots::left(samples)?))
+        (plot("Rates", html! {
+            span.line { "throughput" } ", and " span.dashed { "data that became dirty in the last round" }
+        }, &plots::rates(samples)?))
+        (rounds(ended))
+        (devices(ended))
+        (connections(ended))
+        (transitions(ended))
+    })
 }
 
 fn plot(title: &str, legend: Markup, svg: &str) -> Markup {
@@ -70,24 +78,39 @@ fn plot(title: &str, legend: Markup, svg: &str) -> Markup {
             h2 { (title) }
             figure style="margin: 0" {
                 figcaption { (legend) }
-                div.scroll { (PreEscaped(svg)) }
+                (scrolled(title, PreEscaped(svg.to_string())))
             }
         }
     }
 }
 
-/// The outcome, in figures.
+/// The outcome, and its figures if the migration has begun.
 fn outcome(ended: Ended<'_>) -> Markup {
     let report = ended.report;
-    let ms = output::milliseconds;
     html! {
         @if let Some(error) = ended.error {
             p.failed { strong { "It failed: " } (error) }
             @if let Some(advice) = error.advice() { p { (advice) } }
         }
+        @if !report.migration.is_empty() { (figures(ended)) }
+        @let warnings = ended.error.map_or(&report.warnings, |error| &error.warnings);
+        @if !warnings.is_empty() {
+            h2 { "Warnings" }
+            ul { @for warning in warnings { li { (warning) } } }
+        }
+    }
+}
+
+fn figures(ended: Ended<'_>) -> Markup {
+    let report = ended.report;
+    let counted = if ended.error.is_some() { " in completed transfers" } else { "" };
+    let ms = output::milliseconds;
+    html! {
         dl {
             @if ended.error.is_none() {
                 dt { "Downtime" } dd { (ms(report.downtime_ms)) ", " (ms(report.predicted_downtime_ms)) " expected" }
+                @let parts = report.loading_ms + report.inspection_ms + report.start_ms;
+                dt { "stop, transfer and round trips" } dd { (ms((report.downtime_ms - parts).max(0.0))) }
                 dt { "loading at the destination" } dd { (ms(report.loading_ms)) }
                 dt { "inspection by the owner" } dd { (ms(report.inspection_ms)) }
                 dt { "start at the destination" } dd { (ms(report.start_ms)) }
@@ -95,16 +118,12 @@ fn outcome(ended: Ended<'_>) -> Markup {
             dt { "Downtime limit" } dd { (ms(report.downtime_limit_ms)) }
             dt { "Total time" } dd { (ms(report.total_ms)) }
             dt { "Pre-copy rounds" } dd { (report.rounds) }
-            dt { "Memory" } dd { (output::bytes(report.memory_bytes)) ", " (output::bytes(report.zero_bytes)) " of zeros" }
-            dt { "Device state" } dd { (output::bytes(report.device_bytes)) }
-            dt { "After the stop" } dd { (output::bytes(report.final_bytes)) }
-            dt { "On the link" } dd { (output::bytes(report.wire_bytes)) }
+            dt { "Memory" } dd { (output::bytes(report.memory_bytes)) ", " (output::bytes(report.zero_bytes)) " of zeros" (counted) }
+            dt { "Device state" } dd { (output::bytes(report.device_bytes)) (counted) }
+            dt { "After the stop" } dd { (output::bytes(report.final_bytes)) (counted) }
+            dt { "On the link" } dd { (output::bytes(report.wire_bytes)) (counted) }
             dt { "Throughput" } dd { (output::rate(report.throughput_bytes_per_s)) }
             dt { "Migration" } dd { (report.migration) }
-        }
-        @if !report.warnings.is_empty() {
-            h2 { "Warnings" }
-            ul { @for warning in &report.warnings { li { (warning) } } }
         }
     }
 }
@@ -151,6 +170,22 @@ fn devices(ended: Ended<'_>) -> Markup {
     )
 }
 
+fn connections(ended: Ended<'_>) -> Markup {
+    let headings = ["Connection", "Written", "Took", "Throughput"];
+    table(
+        "Connections",
+        headings,
+        (1..).zip(&ended.report.lanes).map(|(number, lane)| {
+            [
+                number.to_string(),
+                output::bytes(lane.wire_bytes),
+                output::milliseconds(lane.ms),
+                output::rate(lane.bytes_per_s),
+            ]
+        }),
+    )
+}
+
 fn transitions(ended: Ended<'_>) -> Markup {
     let name = |device: usize| ended.report.devices.get(device).map_or("", |device| device.name.as_str());
     let headings = ["Device", "State", "Reached after", "Took"];
@@ -168,7 +203,6 @@ fn transitions(ended: Ended<'_>) -> Markup {
     )
 }
 
-/// A table that the keyboard can scroll.
 fn table<const N: usize>(
     title: &str,
     headings: [&str; N],
@@ -177,12 +211,17 @@ fn table<const N: usize>(
     html! {
         section {
             h2 { (title) }
-            div.scroll tabindex="0" role="region" aria-label=(title) {
+            (scrolled(title, html! {
                 table {
                     thead { tr { @for heading in headings { th scope="col" { (heading) } } } }
                     tbody { @for row in rows { tr { @for cell in row { td { (cell) } } } } }
                 }
-            }
+            }))
         }
     }
+}
+
+/// Contents that may be wider than the page, and that the keyboard can scroll.
+fn scrolled(title: &str, contents: Markup) -> Markup {
+    html! { div.scroll tabindex="0" role="region" aria-label=(title) { (contents) } }
 }

@@ -23,7 +23,8 @@ impl Sample {
     /// Bytes that the phase has yet to send.
     pub(crate) fn left(&self) -> Option<u64> {
         match self.progress.phase {
-            Phase::Round(_) | Phase::Switchover => {
+            // Without a total it is not known yet.
+            Phase::Round(_) | Phase::Switchover if self.progress.total > 0 => {
                 Some(self.progress.total.saturating_sub(self.progress.done))
             }
             _ => None,
@@ -100,6 +101,14 @@ mod tests {
                 "{round}"
             );
         }
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_is_left_until_that_is_known() {
+        let mut sample = sample(0, Phase::Round(1));
+        assert_eq!(sample.left(), None);
+        (sample.progress.total, sample.progress.done) = (7, 7);
+        assert_eq!(sample.left(), Some(0));
     }
 
     #[test]

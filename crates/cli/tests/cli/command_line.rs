@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "demo",
     "devices",
     "probe",
@@ -21,6 +21,7 @@ const COMMANDS: [&str; 19] = [
     "fsm",
     "inspect",
     "abi",
+    "check",
     "run",
     "trace",
     "completions",
@@ -28,7 +29,7 @@ const COMMANDS: [&str; 19] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 90] = [
+const WRONG: [(&[&str], &str, &str); 94] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -151,6 +152,13 @@ const WRONG: [(&[&str], &str, &str); 90] = [
     (&["send", "model:serial", "--to", "a:1", "--patience", "-1"], "unexpected argument '-1'", "Usage:"),
     (&["receive", "model:serial", "--listen", "a:1", "--timeout", "soon"], "'--timeout <SECONDS>'", "--help"),
     (&["send", "model:serial", "--to", "unix:a", "--bandwidth", "1"], "expected at least 64KiB", "--help"),
+    (&["send", "model:serial", "--to", "unix:a", "--channels", "17"], "'--channels <N>'", "--help"),
+    (&["receive", "model:serial", "--listen", "a:1", "--channels", "0"], "'--channels <N>'", "--help"),
+    (
+        &["receive", "model:serial", "--listen", "unix:a", "--receive-memory", "1MiB"],
+        "expected at least 4MiB",
+        "--help",
+    ),
     (
         &["send", "model:serial", "--to", "unix:a", "--on-timeout", "never"],
         "possible values: cancel, switch, ignore",
@@ -177,6 +185,11 @@ const WRONG: [(&[&str], &str, &str); 90] = [
     (&["fsm", "--force", "--walk"], "a value is required for '--walk <TARGET>'", "--help"),
     (&["man", "send", "--dir", "d"], "cannot be used with", "Usage: whimbrel man"),
     (&["demo", "--device", "vfio-user:a"], "is a single device", "give --destination"),
+    (
+        &["send", "model:serial", "--to", "unix:a", "--downtime-max", "299"],
+        "--downtime-max is less than --downtime-limit (300 ms)",
+        "omit --downtime-max",
+    ),
 ];
 
 #[test]

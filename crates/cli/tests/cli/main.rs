@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, with the line where it did")]
 
 mod abi;
+mod check;
 mod command_line;
 mod conform;
 mod damage;
@@ -18,6 +19,7 @@ mod guest_reset;
 mod hand;
 mod hangs;
 mod lab;
+mod lanes;
 mod migration;
 mod partial;
 mod reconnect;

@@ -14,7 +14,7 @@ use whimbrel_engine::Feature;
 use whimbrel_engine::channel::{Received, Receiver as Frames, Sender, Stream, Until};
 use whimbrel_engine::proto::control::{Control, Fits, Ready, Reason, Table};
 use whimbrel_engine::proto::message::Message;
-use whimbrel_engine::proto::negotiate::{Accept, Offer, VERSION};
+use whimbrel_engine::proto::negotiate::{Accept, Offer};
 use whimbrel_user::{Migratable as _, State};
 
 use crate::support::{KILLED, Receiver, Run, Served, argument, command, keys, whimbrel};
@@ -52,10 +52,13 @@ fn a_device_moves_from_one_process_to_another() {
                 "downtime_ms",
                 "final_bytes",
                 "inspection_ms",
+                "lanes",
                 "loading_ms",
                 "memory_bytes",
                 "migration",
                 "predicted_downtime_ms",
+                "reconnecting_ms",
+                "reconnections",
                 "round_list",
                 "round_trip_ms",
                 "rounds",
@@ -77,8 +80,10 @@ fn a_device_moves_from_one_process_to_another() {
                 "device_bytes",
                 "devices",
                 "from_devices",
+                "lane_bytes",
                 "memory_bytes",
                 "migration",
+                "reconnections",
                 "rounds",
                 "total_ms",
                 "warnings"
@@ -522,9 +527,8 @@ impl Peer {
                 match control {
                     Control::Hello(_) if stage == Stage::Greeted => return,
                     Control::Hello(_) => {
-                        let features =
-                            Feature::ALL.iter().map(|feature| feature.name().to_string()).collect();
-                        answer(Control::Accept(Accept { version: VERSION, features }));
+                        let features = Feature::ALL.into_iter().filter(|feature| !feature.joins()).collect();
+                        answer(Control::Accept(Accept::new(&features)));
                     }
                     Control::Table(_) if stage == Stage::Accepted => return,
                     Control::Table(_) => answer(Control::Fits(Fits::default())),

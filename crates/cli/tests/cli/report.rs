@@ -1,20 +1,25 @@
 //! The report of a migration: the page, and the JSON that the schema describes.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Receiver, Run, argument, whimbrel};
+use crate::support::{Receiver, Run, Served, argument, command, whimbrel};
 
 const TARGET: &str = "model:accel?state=2MiB&rate=1MiB";
 
 /// Migrates two devices with these options more.
 fn migrate(more: &[&str]) -> Run {
-    let receiver = Receiver::start(&[TARGET, "model:serial", "--listen", "127.0.0.1:0"]);
-    let command = ["send", TARGET, "model:serial", "--to", &receiver.address, "--json"];
+    migrate_with(TARGET, more)
+}
+
+fn migrate_with(target: &str, more: &[&str]) -> Run {
+    let receiver = Receiver::start(&[target, "model:serial", "--listen", "127.0.0.1:0"]);
+    let command = ["send", target, "model:serial", "--to", &receiver.address, "--json"];
     let run = whimbrel([&command, more].concat());
     receiver.end();
     run
@@ -57,9 +62,16 @@ fn the_json_of_a_migration_is_as_the_schema_says() {
 fn the_page_of_a_migration_stands_alone_and_says_all() {
     let folder = TempDir::new().unwrap();
     let page = page(folder.path(), &["--downtime-limit=60000"], true);
-    for part in
-        ["Migration of model:accel", "Downtime", "PRE_COPY_P2P", "Rounds", "Transitions", "<figcaption>"]
-    {
+    for part in [
+        "Migration of model:accel",
+        "Downtime",
+        "stop, transfer",
+        "PRE_COPY_P2P",
+        "Rounds",
+        "Connections",
+        "Transitions",
+        "<figcaption>",
+    ] {
         assert!(page.contains(part), "'{part}' is missing");
     }
     assert_eq!(page.matches("<svg").count(), 4, "downtime, data, rates and switchover");
@@ -80,13 +92,68 @@ fn the_page_of_a_failed_migration_says_why() {
         "{page}"
     );
     assert_eq!(page.matches("<svg").count(), 3, "the devices were not stopped");
+    let state = page.split("<dt>Device state</dt><dd>").nth(1).unwrap();
+    assert!(!state.starts_with("0 B"), "state was sent: {page}");
+    assert!(state.split("</dd>").next().unwrap().ends_with(" in completed transfers"), "{page}");
 }
 
 #[test]
-fn a_page_that_cannot_be_written_does_not_fail_the_migration() {
-    migrate(&["--downtime-limit=60000", "--report", "/nowhere/report.html"])
-        .succeeded()
-        .says(&["warning: cannot write /nowhere/report.html: ENOENT"]);
+fn the_page_of_a_failed_migration_has_its_warnings() {
+    let folder = TempDir::new().unwrap();
+    let file = argument(&folder.path().join("report.html"));
+    let target = "model:accel?state=2MiB&features=pre-copy";
+    migrate_with(target, &["--downtime-limit=0", "--max-rounds=1", "--report", &file]).failed();
+    let page = fs::read_to_string(file).unwrap();
+    assert!(page.contains("<h2>Warnings</h2>") && page.contains("cannot be quiesced"), "{page}");
+}
+
+#[test]
+fn the_page_of_a_migration_that_did_not_begin_names_the_devices_and_has_no_figures() {
+    let folder = TempDir::new().unwrap();
+    let served = Served::start("serial", &folder.path().join("device"));
+    whimbrel(["state", &served.target, "STOP"]).succeeded();
+    let socket = UnixListener::bind(folder.path().join("socket")).unwrap();
+    let to = format!("unix:{}", argument(&folder.path().join("socket")));
+    let file = argument(&folder.path().join("report.html"));
+    whimbrel(["send", &served.target, "--to", &to, "--report", &file]).failed();
+    drop(socket);
+    let page = fs::read_to_string(file).unwrap();
+    assert!(page.contains(&format!("<h1>Failed migration of {} to {to}</h1>", served.target)), "{page}");
+    assert!(page.contains("this one is in STOP") && !page.contains("<svg"), "{page}");
+}
+
+#[test]
+fn a_page_that_could_not_be_written_is_refused_before_the_migration() {
+    let table = [
+        ("/nowhere/report.html", "cannot write /nowhere/report.html: ENOENT"),
+        ("/dev/null", "cannot write /dev/null: it is not a regular file"),
+        ("/", "cannot write /: it is not a regular file"),
+    ];
+    for (path, reason) in table {
+        whimbrel(["send", "model:serial", "--to", "unix:/nowhere/socket", "--report", path])
+            .failed()
+            .says(&[reason]);
+    }
+}
+
+#[test]
+fn a_page_that_cannot_be_written_any_more_changes_nothing_but_a_warning() {
+    let folder = TempDir::new().unwrap();
+    let (inner, socket) = (folder.path().join("inner"), folder.path().join("socket"));
+    fs::create_dir(&inner).unwrap();
+    let to = format!("unix:{}", argument(&socket));
+    let file = argument(&inner.join("report.html"));
+    let mut sending = command(["send", "model:serial", "--to", &to, "--patience=60", "--report", &file]);
+    let sending = sending.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It has looked at the file once it connects.
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (connection, _) = listener.accept().unwrap();
+    fs::remove_dir(&inner).unwrap();
+    drop(connection);
+    let output = sending.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains(&format!("warning: cannot write {file}: ENOENT")), "{told}");
+    assert!(told.contains("error: the destination closed the connection"), "{told}");
 }
 
 #[test]

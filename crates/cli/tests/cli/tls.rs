@@ -1,6 +1,7 @@
 //! Migrations over TLS: `send` and `receive` with certificates that are right, wrong, and missing; and the demo.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -11,14 +12,14 @@ use tempfile::TempDir;
 use crate::support::{Receiver, Run, argument, keys, whimbrel};
 
 /// An authority, with a folder for the files.
-struct Authority {
+pub(crate) struct Authority {
     folder: PathBuf,
     issuer: Issuer<'static, KeyPair>,
     file: PathBuf,
 }
 
 impl Authority {
-    fn new(folder: &Path, name: &str) -> Authority {
+    pub(crate) fn new(folder: &Path, name: &str) -> Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -30,7 +31,7 @@ impl Authority {
     }
 
     /// Returns the options of a side that shows a certificate for a name, which ends in a year.
-    fn options(&self, name: &str, until: i32) -> Vec<String> {
+    pub(crate) fn options(&self, name: &str, until: i32) -> Vec<String> {
         let mut params = CertificateParams::new(vec![name.to_string()]).unwrap();
         params.not_after = date_time_ymd(until, 1, 1);
         let key = KeyPair::generate().unwrap();
@@ -68,6 +69,18 @@ fn a_device_moves_over_tls_to_the_host_that_was_asked_for() {
 }
 
 #[test]
+fn each_connection_of_a_migration_has_tls() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let receiver = receiver(&authority.options("127.0.0.1", 3000), &["--json"]);
+    let options = authority.options("source", 3000);
+    let sent = send(&receiver.address, &options, &["--channels=4", "--json"]).succeeded().json();
+    assert_eq!(sent["lanes"].as_array().unwrap().len(), 4);
+    let taken = receiver.finish().succeeded().json();
+    assert_eq!(taken["lane_bytes"].as_array().unwrap().len(), 4);
+}
+
+#[test]
 fn a_source_that_is_refused_says_why_and_its_device_was_not_touched() {
     let folder = TempDir::new().unwrap();
     let authority = Authority::new(folder.path(), "authority");
@@ -87,7 +100,7 @@ fn a_source_that_is_refused_says_why_and_its_device_was_not_touched() {
             "openssl x509",
         ]);
     }
-    send(&receiver.address, &[], &[]).failed().says(&["speaks TLS"]);
+    send(&receiver.address, &[], &[]).failed().says(&["speaks TLS", "give the options of TLS on both sides"]);
     send(&receiver.address, &authority.options("source", 3000), &[]).succeeded();
     receiver.finish().succeeded().says(&[
         "it has expired",
@@ -105,6 +118,36 @@ fn a_source_refuses_a_destination_that_is_not_the_host_it_asked_for() {
     send(&receiver.address, &source, &[]).failed().says(&["it is for elsewhere, not for 127.0.0.1"]);
     send(&receiver.address, &source, &["--tls-peer", "elsewhere"]).succeeded();
     receiver.finish().succeeded();
+}
+
+#[test]
+fn an_address_that_no_certificate_can_carry_needs_a_name() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let receiver = receiver(&authority.options("there", 3000), &[]);
+    // Another way to write 127.0.0.1.
+    let address = receiver.address.replace("127.0.0.1", "127.1");
+    let source = authority.options("source", 3000);
+    // Nothing listens at the second one: the wait for that is of no use.
+    for (address, reason) in
+        [(&address[..], "'127.1' is neither"), ("unix:/nowhere", "a Unix socket has none")]
+    {
+        send(address, &source, &["--patience=86400"]).failed().says(&[reason, "--tls-peer"]);
+    }
+    send(&address, &source, &["--tls-peer", "there"]).succeeded();
+    receiver.finish().succeeded();
+}
+
+#[test]
+fn a_destination_that_does_not_answer_the_handshake_is_told_of_with_a_hint() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    // The system accepts the connection, and nobody reads it.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    send(&address, &authority.options("source", 3000), &["--timeout=1"])
+        .failed()
+        .says(&["TLS with the peer: timed out", "check that the other side still runs"]);
 }
 
 #[test]

@@ -48,6 +48,48 @@ fn devices_migrate_over_100_mbit_per_second() {
 }
 
 #[test]
+fn connections_of_a_migration_take_two_links() {
+    let Some(network) = Network::new() else { return };
+    network.add_link();
+    trials("two_links", 1, 3, |_, rng| {
+        // Which link a connection takes depends on its port: all of them may take the same.
+        let takes_both = (0..10).any(|_| {
+            let before = network.sent();
+            let (hosts, contents) = hosts(&["accel?state=1MiB"; 6], rng);
+            let listen = format!("{}:0", Network::SHARED);
+            let (mut receiver, address) =
+                listening(network.at(End::Destination, &receive(&hosts[1], &listen)));
+            let send = send_within(&hosts[0], &address, &[PATIENT, "--channels=6"]);
+            let told = Started::plain(network.at(End::Source, &send)).end().succeeded().json();
+            receiver.end().succeeded();
+            hosts[1].assert_runs_with(&contents, "two links");
+            assert_eq!(told["lanes"].as_array().unwrap().len(), 6, "{told}");
+            let after = network.sent();
+            before.iter().zip(after).all(|(before, after)| after - before > 1 << 20)
+        });
+        assert!(takes_both, "one link is never used");
+    });
+}
+
+#[test]
+fn a_lane_of_a_link_that_is_cut_after_the_stop_leaves_the_devices_running_at_the_source() {
+    let Some(network) = Network::new() else { return };
+    trials("lanes_cut_after_the_stop", 1, 3, |_, rng| {
+        let options = [PATIENT, "--timeout=1", "--channels=2"];
+        let (hosts, contents, ended) = disturbed(
+            &network,
+            &MUCH_AFTER_THE_STOP,
+            &options,
+            "Stop",
+            rng,
+            || network.cut(),
+            || network.mend(),
+        );
+        assert_runs_on(&network, &hosts, &contents, &ended);
+    });
+}
+
+#[test]
 fn devices_migrate_over_a_link_with_a_round_trip_of_90_ms() {
     let Some(network) = Network::new() else { return };
     trials("a_round_trip_of_90_ms", 1, 3, |_, rng| {

@@ -25,6 +25,7 @@ mod operator;
 #[allow(dead_code, reason = "shared with the tests of the engine")]
 mod phases;
 mod proxy;
+mod reconnecting;
 mod root;
 mod seed;
 mod servers;

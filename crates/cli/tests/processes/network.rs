@@ -114,6 +114,55 @@ impl Network {
         }
     }
 
+    /// Adds a second link of the same rate. What goes to [`Network::SHARED`], an address of the destination, takes one of the
+    /// two, by the ports of its connection.
+    pub(crate) fn add_link(&self) {
+        let there = self.holder(End::Destination).to_string();
+        let [source, destination] = ["source2", "destination2"];
+        self.ip(
+            End::Source,
+            &["link", "add", "name", source, "type", "veth", "peer", "name", destination, "netns", &there],
+        );
+        for (end, device, address) in
+            [(End::Source, source, "10.9.7.1/24"), (End::Destination, destination, "10.9.7.2/24")]
+        {
+            self.ip(end, &["address", "add", address, "dev", device]);
+            self.ip(end, &["link", "set", device, "up"]);
+            let mut command = Command::new("tc");
+            command.args(["qdisc", "replace", "dev", device, "root", "tbf", "rate", "100mbit"]);
+            command.args(["burst", "32k", "limit", "64k"]);
+            run(self.at(end, &command));
+        }
+        self.ip(End::Destination, &["address", "add", &format!("{}/32", Network::SHARED), "dev", "lo"]);
+        let mut by_ports = Command::new("sh");
+        by_ports.args(["-c", "echo 1 > /proc/sys/net/ipv4/fib_multipath_hash_policy"]);
+        run(self.at(End::Source, &by_ports));
+        let first = End::Destination.address();
+        self.ip(
+            End::Source,
+            &["route", "add", Network::SHARED, "nexthop", "via", first, "nexthop", "via", "10.9.7.2"],
+        );
+    }
+
+    /// An address of the destination that both links lead to.
+    pub(crate) const SHARED: &str = "10.9.6.1";
+
+    /// The bytes that the source has sent over each of two links.
+    pub(crate) fn sent(&self) -> [u64; 2] {
+        // /proc/net is that of the process that reads it.
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/net/dev");
+        let output = self.at(End::Source, &command).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        ["source:", "source2:"].map(|device| {
+            let line =
+                text.lines().find_map(|line| line.trim().strip_prefix(device)).expect("the device is listed");
+            // Eight columns of what was received come first.
+            line.split_whitespace().nth(8).unwrap().parse().unwrap()
+        })
+    }
+
     /// Cuts the link. Neither side is told.
     pub(crate) fn cut(&self) {
         self.ip(End::Destination, &["link", "set", End::Destination.device(), "down"]);

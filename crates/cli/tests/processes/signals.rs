@@ -53,8 +53,14 @@ fn at_the_source(phase: source::Phase) -> Reach {
         | Phase::Back(Back::Query | Back::Quiesce | Back::Run | Back::Owner | Back::Tell) => {
             Reach::After("Stop", 0, "STOP_COPY")
         }
-        // PING needs more state to send, and only a migration with memory slows its owner.
+        // PING needs more state to send, only a migration with memory slows its owner, and the others need options or a link
+        // that is lost.
         Phase::Ping
+        | Phase::Lanes
+        | Phase::Broken
+        | Phase::Reconnect
+        | Phase::Join
+        | Phase::Resend
         | Phase::Slow
         | Phase::Back(Back::Reset)
         | Phase::Settle(Then::Park | Then::Release)
@@ -78,7 +84,9 @@ fn at_the_destination(phase: destination::Phase) -> Reach {
         | Phase::Run
         | Phase::Over => Reach::Passing,
         Phase::Settle | Phase::Reset | Phase::Tell => Reach::After("Finish", 1, "STOP"),
-        Phase::Hello | Phase::Record | Phase::Verify => Reach::Never,
+        Phase::Hello | Phase::Broken | Phase::Await | Phase::Rejoin | Phase::Record | Phase::Verify => {
+            Reach::Never
+        }
     }
 }
 

@@ -23,6 +23,10 @@ impl Input {
         Input { channel, buffer: Box::new([0; BUFFER]), start: 0, end: 0 }
     }
 
+    pub(super) fn channel(&self) -> &dyn Channel {
+        &*self.channel
+    }
+
     /// Returns the bytes that have been read ahead.
     pub(super) fn buffered(&self) -> &[u8] {
         &self.buffer[self.start..self.end]

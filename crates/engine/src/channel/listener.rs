@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::bound::Bound;
 use super::visitors::{Known, Policy, Visitors};
-use super::{Address, Interrupt, Receiver, Sender, Tls, TlsError, Until, WaitError};
+use super::{Address, Interrupt, Joins, Receiver, Sender, Tls, TlsError, Until, WaitError};
 use crate::proto::greeting::{Greeting, Terms};
 
 /// A listener that waits for a sender and refuses all other peers.
@@ -23,7 +23,12 @@ use crate::proto::greeting::{Greeting, Terms};
 /// many other peers may therefore be refused only if its HELLO arrives late, or if 32 others send a valid HELLO before its
 /// TABLE arrives.
 ///
-/// Until the sender's migration has ended, all other peers are told that the listener is busy.
+/// [Checks](crate::Source::check_with) do not end the wait: of a destination that answers them, 4 at a time may take 10 s each
+/// after their TABLE, and send 33 MiB.
+///
+/// Until the sender's migration has ended, all other peers are told that the listener is busy. Only further connections of
+/// the same sender are handed over to its migration: each has 5 s for its first frame, which has to carry the migration's id
+/// and secret, and shows the certificate of the first connection if there is TLS. The bounds above apply to them.
 ///
 /// Only the user who created a Unix socket can connect to it (mode 0600). Its file is removed with the listener.
 ///
@@ -71,6 +76,8 @@ pub struct Accepted {
     pub peer: Option<SocketAddr>,
     pub(crate) sender: Sender,
     pub(crate) receiver: Receiver,
+    /// Takes in the further connections of the sender.
+    pub(crate) joins: Joins,
     /// Other senders are refused while it exists.
     pub(crate) busy: Busy,
 }
@@ -122,7 +129,7 @@ impl Listener {
         self.socket.address()
     }
 
-    /// Waits for a sender, for a destination without a journal that uses all features.
+    /// Waits for a sender, for a destination without a journal that uses all features and allows 16 connections.
     /// [`Destination::accept`](crate::Destination::accept) waits on the terms of any destination.
     ///
     /// Other senders are refused until the migration with this one has ended, or [`Accepted`] is dropped. Those that come
@@ -143,22 +150,23 @@ impl Listener {
         let Known { peer, sender, receiver, greeting } = known;
         let mut visitors = self.visitors.take();
         visitors.refuse_all();
-        match Rejector::start(self.socket.clone(), visitors) {
+        let joins = Joins::new();
+        match Rejector::start(self.socket.clone(), visitors, joins.clone()) {
             Ok(rejector) => self.busy = Busy(Arc::new(Mutex::new(Some(rejector)))),
             // They wait then, without a reason.
             Err(error) => tracing::warn!(%error, "other senders cannot be refused"),
         }
-        Ok(Accepted { greeting, peer, sender, receiver, busy: self.busy.handle() })
+        Ok(Accepted { greeting, peer, sender, receiver, joins, busy: self.busy.handle() })
     }
 }
 
 impl Rejector {
-    fn start(socket: Arc<Bound>, mut visitors: Visitors) -> io::Result<Rejector> {
+    fn start(socket: Arc<Bound>, mut visitors: Visitors, joins: Joins) -> io::Result<Rejector> {
         let stop = Interrupt::new()?;
         let stopped = stop.clone();
         let thread = std::thread::Builder::new().name("listener".into()).spawn(move || {
             loop {
-                match visitors.step(&socket, Policy::Refuse, Until::interrupted(&stopped)) {
+                match visitors.step(&socket, Policy::Join(&joins), Until::interrupted(&stopped)) {
                     Ok(_) => {}
                     Err(WaitError::Interrupted | WaitError::TimedOut) => return,
                     Err(WaitError::Failed(error)) => {

@@ -4,13 +4,19 @@
 //! a Unix socket or any other connected stream socket. [`connect`] and [`Listener`] create such streams, and [`Tls`] makes
 //! encrypted ones of them. [`Sender`] and [`Receiver`] transfer frames over any channel.
 //!
+//! A migration may use further connections: [`Connect`] opens them at the source, and [`Joins`] takes them in at the
+//! destination.
+//!
 //! Every wait is bounded: it takes an [`Until`], which is an absolute deadline, an [`Interrupt`], or both.
 
 mod address;
 mod bound;
+mod checks;
 mod connect;
+mod connector;
 mod error;
 mod input;
+mod joins;
 mod listener;
 mod low_water;
 mod receiver;
@@ -28,8 +34,11 @@ use std::os::fd::BorrowedFd;
 
 pub use address::{Address, AddressError};
 pub use connect::{ConnectError, connect, connect_once};
+pub use connector::{Connect, Connector, ConnectorError};
 pub use error::ChannelError;
 pub(crate) use error::named;
+pub(crate) use joins::{Further, new_secret};
+pub use joins::{JoinError, Joins};
 pub use listener::{Accepted, Listener};
 pub use receiver::{MemoryData, Received, Receiver};
 pub use sender::Sender;
@@ -65,6 +74,14 @@ pub trait Channel: Send + Sync + Debug {
     /// Does nothing by default.
     fn expect(&self, bytes: usize) {
         let _ = bytes;
+    }
+
+    /// Returns bytes that identify the peer, such as its certificate: those of all connections of a migration have to be
+    /// equal.
+    ///
+    /// `None` by default, for a channel that does not know its peer.
+    fn peer_identity(&self) -> Option<Vec<u8>> {
+        None
     }
 
     /// Ends the outbound stream. The peer reads the bytes written so far and then the end.

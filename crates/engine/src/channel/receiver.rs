@@ -96,6 +96,11 @@ impl Receiver {
         !self.input.buffered().is_empty()
     }
 
+    /// Returns what identifies the peer, if the channel knows that.
+    pub(crate) fn peer_identity(&self) -> Option<Vec<u8>> {
+        self.input.channel().peer_identity()
+    }
+
     /// Returns whether a frame has arrived so far: the peer speaks the protocol.
     pub(super) fn has_message(&self) -> bool {
         self.sequence > 0
@@ -231,6 +236,8 @@ impl Receiver {
             self.input.consume(HEADER_BYTES);
             self.digest = crc();
             if self.payload.len() < length {
+                // No more than is needed, so that the bound of what is held is exact.
+                self.payload.reserve_exact(length - self.payload.len());
                 self.payload.resize(length, 0);
             }
             self.state = State::Payload { header, filled: 0 };

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::identity::DeviceIdentity;
+use super::join::{Join, Resumed};
 use super::negotiate::{Accept, Offer};
 use crate::set::RamRegion;
 
@@ -19,6 +20,8 @@ pub enum Control {
     Table(Table),
     /// Destination: every device and the memory fit, and the devices are ready for state.
     Fits(Fits),
+    /// Destination: the differences that it has found, for a source that only asks.
+    Checked(Checked),
     /// Source: a round has ended. The destination answers once it has processed all data before this message.
     Round {
         /// Number of the round, from 1.
@@ -63,6 +66,26 @@ pub enum Control {
     Failed(Reason),
     /// Source: the migration is cancelled.
     Abort(Reason),
+    /// Source, on a lane: everything that precedes the next ROUND, or the first DEVICE_END, has been sent here.
+    Mark {
+        /// Number of the mark, from 1.
+        number: u32,
+    },
+    /// Source, first frame of a further connection: the migration that it belongs to.
+    Join(Join),
+    /// Destination: the connection belongs to the migration.
+    Joined,
+    /// Destination, first frame on a connection that replaces a lost one: what it has of the source.
+    Resumed(Resumed),
+    /// Destination, if a lost connection can be replaced: state of a device has arrived.
+    StateTaken {
+        /// Number of the device, from 0.
+        device: u32,
+        /// Bytes of its state that have arrived, in whole frames.
+        bytes: u64,
+    },
+    /// Source, if a lost connection can be replaced: the devices are about to stop. From here on it cannot be.
+    Stopping,
 }
 
 impl Control {
@@ -73,6 +96,7 @@ impl Control {
             Control::Accept(_) => "ACCEPT",
             Control::Table(_) => "TABLE",
             Control::Fits(_) => "FITS",
+            Control::Checked(_) => "CHECKED",
             Control::Round { .. } => "ROUND",
             Control::RoundDone { .. } => "ROUND_DONE",
             Control::Ping { .. } => "PING",
@@ -84,6 +108,12 @@ impl Control {
             Control::Running(_) => "RUNNING",
             Control::Failed(_) => "FAILED",
             Control::Abort(_) => "ABORT",
+            Control::Mark { .. } => "MARK",
+            Control::Join(_) => "JOIN",
+            Control::Joined => "JOINED",
+            Control::Resumed(_) => "RESUMED",
+            Control::StateTaken { .. } => "STATE_TAKEN",
+            Control::Stopping => "STOPPING",
         }
     }
 }
@@ -118,6 +148,32 @@ pub struct Fits {
     /// result.
     #[serde(default)]
     pub setup_us: u64,
+}
+
+/// The destination's answer to a source that only asks whether its devices fit: they do if there is no mismatch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// The differences.
+    #[serde(default)]
+    pub mismatches: Vec<Mismatch>,
+    /// The number of further differences, which are left out.
+    #[serde(default)]
+    pub more: u32,
+    /// Time that the destination's owner expects to need for the inspection of the result, in microseconds.
+    #[serde(default)]
+    pub setup_us: u64,
+}
+
+/// A difference that prevents a migration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mismatch {
+    /// The reason code. At most 64 characters, without control characters: both sides ensure that.
+    pub code: String,
+    /// The number of the device, from 0, if it concerns one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<u32>,
+    /// A text for operators. At most 300 characters, likewise.
+    pub text: String,
 }
 
 /// The destination's report that everything is loaded, with the times since the end arrived. A time that it does not tell is 0.

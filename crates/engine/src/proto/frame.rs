@@ -120,6 +120,20 @@ whimbrel_uapi::numbered_enum! {
         Abort = 20 => "ABORT",
         /// Meaningless bytes.
         Padding = 21 => "PADDING",
+        /// Source, on a further connection: everything before the control message of this number has been sent here.
+        Mark = 22 => "MARK",
+        /// The destination has this much of the source's data, on a connection that replaces a lost one.
+        Resumed = 23 => "RESUMED",
+        /// The destination has bytes of a device's state.
+        StateTaken = 24 => "STATE_TAKEN",
+        /// The source is about to stop the devices.
+        Stopping = 25 => "STOPPING",
+        /// Destination: the differences that it has found, for a source that only asks.
+        Checked = 32 => "CHECKED",
+        /// Source, first frame of a further connection: the migration that it belongs to.
+        Join = 64 => "JOIN",
+        /// Destination: the connection belongs to the migration.
+        Joined = 65 => "JOINED",
     }
 }
 

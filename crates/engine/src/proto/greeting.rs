@@ -3,10 +3,15 @@
 //! It is complete once the table is well-formed. Only the machine of the destination compares the table with its own devices.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::control::Table;
-use super::negotiate::{self, Feature, Offer};
+use super::join::{MAX_CHANNELS, Secret};
+use super::negotiate::{self, Accept, CHECK, Feature, Offer};
 use crate::error::Error;
+
+/// The beginning of the reason in FAILED of a destination that has no time for another peer.
+pub(crate) const BUSY: &str = "busy: ";
 
 /// The terms on which a destination accepts a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,12 +20,33 @@ pub struct Terms {
     pub features: BTreeSet<Feature>,
     /// The ids of the migrations that its journal has; `None` without a journal.
     pub journal: Option<Vec<u128>>,
+    /// The maximum number of connections in all.
+    pub channels: u32,
+    /// The time to wait for the replacement of a connection that is lost in pre-copy. Zero: it is not replaced.
+    pub reconnect: Duration,
+    /// The answers to checks; `None` to refuse them.
+    pub checks: Option<Answers>,
+}
+
+/// The facts that a destination answers checks with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// Its devices and memory, and the blobs that its owner can load.
+    pub table: Table,
+    /// Time that its owner expects to need to load its blobs and to inspect the result.
+    pub setup: Duration,
 }
 
 impl Default for Terms {
-    /// Every feature of this release, and no journal.
+    /// Every feature of this release, no journal, and no answers to checks.
     fn default() -> Terms {
-        Terms { features: BTreeSet::from(Feature::ALL), journal: None }
+        Terms {
+            features: BTreeSet::from(Feature::ALL),
+            journal: None,
+            channels: MAX_CHANNELS,
+            reconnect: Duration::ZERO,
+            checks: None,
+        }
     }
 }
 
@@ -28,8 +54,45 @@ impl Terms {
     /// Returns the features to use with a source, or the reason to refuse it.
     pub fn choose(&self, offer: &Offer) -> Result<BTreeSet<Feature>, Error> {
         check_id(offer, self.journal.as_deref())?;
-        Ok(negotiate::choose(offer, &self.features)?)
+        match offer.without_check().filter(|_| self.checks.is_some()) {
+            Some(offer) => Ok(negotiate::choose(&offer, &self.features)?),
+            None => Ok(negotiate::choose(offer, &self.features)?),
+        }
     }
+
+    /// Returns the answers for a source that only asks whether its devices fit.
+    pub fn answers_for(&self, offer: &Offer) -> Option<&Answers> {
+        self.checks.as_ref().filter(|_| offer.needs.contains(CHECK))
+    }
+
+    /// Returns the answer to a source that is accepted. `secret` is for its further connections, if it is to have any.
+    pub fn accept(&self, offer: &Offer, features: &BTreeSet<Feature>, secret: Option<Secret>) -> Accept {
+        let mut accept = accept(offer, features, (self.channels, self.reconnect), secret);
+        if self.answers_for(offer).is_some() {
+            accept.features.insert(CHECK.to_string());
+        }
+        accept
+    }
+}
+
+/// Returns the answer to an offer of which these features are in use. `most` are the maximum number of connections, and the
+/// time to wait for one in place of a lost one.
+pub(super) fn accept(
+    offer: &Offer,
+    features: &BTreeSet<Feature>,
+    (most, reconnect): (u32, Duration),
+    secret: Option<Secret>,
+) -> Accept {
+    let secret = secret.filter(|_| features.iter().any(|feature| feature.joins()));
+    // Without a secret nobody can join.
+    let most = if secret.is_some() { most } else { 1 };
+    let is_asked = offer.channels.is_some() && features.contains(&Feature::Lanes);
+    let channels = is_asked.then(|| negotiate::channels(offer, features, most));
+    // A migration with several connections ends with each of them.
+    let is_single = channels.unwrap_or(1) == 1;
+    let reconnect_ms =
+        secret.filter(|_| is_single).and_then(|_| negotiate::reconnect_ms(offer, features, reconnect));
+    Accept { channels, secret, reconnect_ms, ..Accept::new(features) }
 }
 
 /// Refuses the id of a migration that the journal cannot take: nothing of this one may join the records of another.
@@ -53,14 +116,17 @@ pub struct Greeting {
     pub offer: Offer,
     /// The features of ACCEPT, which are in use from there on.
     pub features: BTreeSet<Feature>,
+    /// ACCEPT, as the source has got it.
+    pub accept: Accept,
     /// TABLE, which is well-formed.
     pub table: Table,
 }
 
 impl Greeting {
-    /// Returns the greeting of a source that has got ACCEPT with these features.
-    pub fn new(offer: Offer, features: BTreeSet<Feature>, table: Table) -> Greeting {
-        Greeting { offer, features, table }
+    /// Returns the greeting of a source that has got this ACCEPT.
+    pub fn new(offer: Offer, accept: Accept, table: Table) -> Greeting {
+        let features = accept.features.iter().filter_map(|name| Feature::from_name(name)).collect();
+        Greeting { offer, features, accept, table }
     }
 }
 
@@ -86,11 +152,60 @@ mod tests {
     }
 
     #[test]
+    fn a_check_is_accepted_by_a_destination_that_answers_it_and_refused_by_name_by_others() {
+        let features = BTreeSet::from([Feature::Ping]);
+        let check = Offer::for_check(1, &features, &BTreeSet::new());
+        let told = Terms::default().choose(&check).unwrap_err().to_string();
+        assert!(told.contains("needs the feature 'check'"), "{told}");
+        let answers = Answers { table: Table::default(), setup: Duration::ZERO };
+        let terms = Terms { checks: Some(answers.clone()), ..Terms::default() };
+        assert_eq!(terms.choose(&check).unwrap(), features);
+        assert_eq!(terms.answers_for(&check), Some(&answers));
+        assert_eq!(terms.answers_for(&offer(1)), None);
+        let demanding = Offer::for_check(1, &features, &BTreeSet::from([Feature::Blobs]));
+        let terms = Terms { features, ..terms };
+        assert!(terms.choose(&demanding).unwrap_err().to_string().contains("needs the feature 'blobs'"));
+    }
+
+    #[test]
     fn what_the_destination_lacks_is_not_chosen() {
         let terms = Terms { features: BTreeSet::from([Feature::Ping]), ..Terms::default() };
         assert_eq!(terms.choose(&offer(1)).unwrap(), BTreeSet::from([Feature::Ping]));
         let needs = BTreeSet::from([Feature::Setup]);
         let demanding = Offer::new(1, &BTreeSet::from(Feature::ALL), &needs);
         assert!(terms.choose(&demanding).unwrap_err().to_string().contains("needs the feature 'setup'"));
+    }
+
+    #[test]
+    fn a_secret_and_further_connections_are_for_a_source_that_can_use_them() {
+        let secret = Some(Secret::new([7; 32]));
+        let answer = |offer: &Offer, channels| {
+            let terms = Terms { channels, ..Terms::default() };
+            let features = terms.choose(offer).unwrap();
+            let Accept { channels, secret, .. } = terms.accept(offer, &features, secret);
+            (channels, secret)
+        };
+        let offered = offer(1).with_channels(4);
+        assert_eq!(answer(&offered, 16), (Some(4), secret));
+        assert_eq!(answer(&offered, 2), (Some(2), secret));
+        assert_eq!(answer(&offered, 1), (Some(1), secret));
+        assert_eq!(answer(&offer(1).with_channels(1).with_reconnect(Duration::ZERO), 16), (None, None));
+        let without = Terms::default().accept(&offered, &BTreeSet::from(Feature::ALL), None);
+        assert_eq!((without.channels, without.secret), (Some(1), None));
+    }
+
+    #[test]
+    fn a_lost_connection_is_replaced_if_it_is_the_only_one() {
+        let seconds = Duration::from_secs;
+        let answer = |offer: &Offer, channels| {
+            let terms = Terms { channels, reconnect: seconds(9), ..Terms::default() };
+            let features = terms.choose(offer).unwrap();
+            terms.accept(offer, &features, Some(Secret::new([7; 32]))).reconnect_ms
+        };
+        let offered = offer(1).with_reconnect(seconds(4));
+        assert_eq!(answer(&offered.clone().with_channels(1), 16), Some(4000));
+        assert_eq!(answer(&offered.clone().with_channels(4), 16), None);
+        assert_eq!(answer(&offered.with_channels(4), 1), Some(4000));
+        assert_eq!(answer(&offer(1), 1), None);
     }
 }

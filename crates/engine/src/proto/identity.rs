@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use whimbrel_protocol::text::printable;
 use whimbrel_uapi::device::DeviceInfoFlags;
 
+use super::check::Code;
+
 /// The longest name of a device, in characters.
 const MAX_NAME: usize = 100;
 /// The longest name of a model, in characters.
@@ -65,16 +67,17 @@ pub struct PciIdentity {
 /// The reason why a device cannot load another one's state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the source's device '{source_name}' does not fit the destination's '{destination_name}': {what} is {theirs}, expected {ours}"
+    "the source's device '{source_name}' does not fit the destination's '{destination_name}': {} is {theirs}, expected {ours}",
+    property(*.code)
 )]
 #[non_exhaustive]
 pub struct Difference {
+    /// The property that differs.
+    pub code: Code,
     /// The device's name at the source.
     pub source_name: String,
     /// The device's name at the destination.
     pub destination_name: String,
-    /// The property that differs.
-    pub what: &'static str,
     /// The source's value.
     pub theirs: String,
     /// The destination's value.
@@ -85,63 +88,72 @@ impl DeviceIdentity {
     /// Checks that the destination's device `here` can load the state of this one, as far as that is known without the
     /// state. Only the driver can validate the state itself.
     pub fn fits(&self, here: &DeviceIdentity) -> Result<(), Difference> {
+        self.differences(here).into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Returns every difference that prevents the destination's device `here` from loading the state of this one.
+    pub fn differences(&self, here: &DeviceIdentity) -> Vec<Difference> {
         // In the same form as the one that arrived.
         let here = &here.for_people();
-        self.compare("kind", kind(self.flags), kind(here.flags), here)?;
+        let mut found = Vec::new();
+        let mut compare = |code: Code, theirs: String, ours: String| {
+            let is_equal = theirs == ours;
+            if !is_equal {
+                found.push(self.difference(code, &theirs, &ours, here));
+            }
+            is_equal
+        };
+        compare(Code::DeviceKind, kind(self.flags), kind(here.flags));
         // Both sides know the model, whose name says more than the number of regions.
+        let mut has_same_model = false;
         if let (Some(theirs), Some(ours)) = (&self.model, &here.model) {
-            self.compare("model", theirs, ours, here)?;
+            has_same_model = compare(Code::DeviceModel, theirs.clone(), ours.clone());
         }
         if let (Some(theirs), Some(ours)) = (self.pci, here.pci) {
             let pair = |vendor: u16, device: u16| format!("{vendor:04x}:{device:04x}");
-            self.compare("PCI ID", pair(theirs.vendor, theirs.device), pair(ours.vendor, ours.device), here)?;
+            let id = |pci: PciIdentity| pair(pci.vendor, pci.device);
+            compare(Code::PciId, id(theirs), id(ours));
             let subsystem = |pci: PciIdentity| pair(pci.subsystem_vendor, pci.subsystem_device);
-            self.compare("PCI subsystem ID", subsystem(theirs), subsystem(ours), here)?;
+            compare(Code::PciSubsystemId, subsystem(theirs), subsystem(ours));
             let class = |pci: PciIdentity| format!("{:06x}", pci.class);
-            self.compare("PCI class", class(theirs), class(ours), here)?;
+            compare(Code::PciClass, class(theirs), class(ours));
         }
-        self.compare("number of regions", self.num_regions, here.num_regions, here)?;
-        self.compare("number of interrupt indexes", self.num_irqs, here.num_irqs, here)?;
+        let number = |of: u32| of.to_string();
+        compare(Code::RegionCount, number(self.num_regions), number(here.num_regions));
+        compare(Code::InterruptCount, number(self.num_irqs), number(here.num_irqs));
+        // The states of different models have nothing in common.
+        let has_other_model = self.model.is_some() && here.model.is_some() && !has_same_model;
         if let (Some(theirs), Some(ours)) = (self.state_version, here.state_version)
             && theirs > ours
+            && !has_other_model
         {
-            return Err(self.difference("version of the state", theirs, format!("at most {ours}"), here));
+            compare(Code::StateVersion, number(theirs), format!("at most {ours}"));
         }
         let (theirs, ours) = (&self.compatibility, &here.compatibility);
         // A device whose driver gives no model cannot be compared.
-        if self.model.is_none() || here.model.is_none() || theirs.eq_ignore_ascii_case(ours) {
-            return Ok(());
+        if has_same_model && !theirs.eq_ignore_ascii_case(ours) {
+            let differs = |(left, right): &(u8, u8)| !left.eq_ignore_ascii_case(right);
+            let same = theirs.bytes().zip(ours.bytes()).take_while(|pair| !differs(pair)).count();
+            compare(Code::CompatibilityData, excerpt(theirs, same), excerpt(ours, same));
         }
-        let differs = |(left, right): &(u8, u8)| !left.eq_ignore_ascii_case(right);
-        let same = theirs.bytes().zip(ours.bytes()).take_while(|pair| !differs(pair)).count();
-        Err(self.difference("compatibility data", excerpt(theirs, same), excerpt(ours, same), here))
+        found
     }
 
-    fn compare<T: PartialEq + ToString>(
-        &self,
-        what: &'static str,
-        theirs: T,
-        ours: T,
-        here: &DeviceIdentity,
-    ) -> Result<(), Difference> {
-        if theirs == ours { Ok(()) } else { Err(self.difference(what, theirs, ours, here)) }
-    }
-
-    fn difference(
-        &self,
-        what: &'static str,
-        theirs: impl ToString,
-        ours: impl ToString,
-        here: &DeviceIdentity,
-    ) -> Difference {
-        let shown = |text: String| printable(&text, 100);
+    fn difference(&self, code: Code, theirs: &str, ours: &str, here: &DeviceIdentity) -> Difference {
+        let shown = |text: &str| printable(text, 100);
         Difference {
-            source_name: shown(self.name.clone()),
+            code,
+            source_name: shown(&self.name),
             destination_name: here.name.clone(),
-            what,
-            theirs: shown(theirs.to_string()),
-            ours: shown(ours.to_string()),
+            theirs: shown(theirs),
+            ours: shown(ours),
         }
+    }
+
+    /// Returns the kind of device for people and scripts: the name of its model, or its PCI ID.
+    pub fn kind(&self) -> Option<String> {
+        let pci = || self.pci.map(|pci| format!("pci {:04x}:{:04x}", pci.vendor, pci.device));
+        self.model.as_deref().map(|model| printable(model, MAX_MODEL)).or_else(pci)
     }
 
     /// Returns the identity with its texts made safe to display.
@@ -153,6 +165,22 @@ impl DeviceIdentity {
             region: shown(&self.region, MAX_REGION),
             ..self.clone()
         }
+    }
+}
+
+/// The name of the property that a code is of.
+const fn property(code: Code) -> &'static str {
+    match code {
+        Code::DeviceKind => "kind",
+        Code::DeviceModel => "model",
+        Code::PciId => "PCI ID",
+        Code::PciSubsystemId => "PCI subsystem ID",
+        Code::PciClass => "PCI class",
+        Code::RegionCount => "number of regions",
+        Code::InterruptCount => "number of interrupt indexes",
+        Code::StateVersion => "version of the state",
+        Code::CompatibilityData => "compatibility data",
+        other => other.name(),
     }
 }
 

@@ -17,7 +17,7 @@ pub const MAX_BLOBS_BYTES: u64 = 64 << 20;
 #[non_exhaustive]
 pub struct Misplaced(pub String);
 
-fn misplaced<T>(what: impl Into<String>) -> Result<T, Misplaced> {
+pub(super) fn misplaced<T>(what: impl Into<String>) -> Result<T, Misplaced> {
     Err(Misplaced(what.into()))
 }
 
@@ -33,9 +33,17 @@ pub struct Intake {
     blobs: BTreeMap<String, Blob>,
     blob_bytes: u64,
     memory_bytes: u64,
+    /// The same up to the last ROUND.
+    memory_of_rounds: u64,
     /// Bytes of state of all devices.
     state_bytes: u64,
+    /// The same when they were last confirmed, and the bytes after which they are again, if not [`CONFIRMS_AFTER`].
+    confirmed_state: u64,
+    confirms_after: Option<u64>,
 }
+
+/// The bytes of state after which a destination confirms what has arrived, if the source waits for that.
+const CONFIRMS_AFTER: u64 = 4 << 20;
 
 #[derive(Debug, Default)]
 struct Device {
@@ -46,6 +54,8 @@ struct Device {
     bytes: u64,
     transactions: u64,
     longest: u64,
+    /// Bytes that have been confirmed.
+    confirmed: u64,
     has_setup: bool,
     ended: bool,
 }
@@ -60,6 +70,12 @@ impl Intake {
     /// Returns a record in which nothing has arrived.
     pub fn new() -> Intake {
         Intake::default()
+    }
+
+    /// Confirms state after so many bytes, instead of 4 MiB.
+    #[must_use]
+    pub fn confirms_after(self, bytes: u64) -> Intake {
+        Intake { confirms_after: Some(bytes), ..self }
     }
 
     /// Accepts the contents of an accepted table from here on, with the features in use.
@@ -109,6 +125,28 @@ impl Intake {
         Ok(ends)
     }
 
+    /// Returns the devices whose state is to be confirmed, with the bytes that have arrived; none before there is enough of it.
+    pub fn unconfirmed(&mut self) -> Vec<(u32, u64)> {
+        let after = self.confirms_after.unwrap_or(CONFIRMS_AFTER);
+        if self.state_bytes.saturating_sub(self.confirmed_state) < after {
+            return Vec::new();
+        }
+        self.confirmed_state = self.state_bytes;
+        let devices = (0..).zip(&mut self.devices).filter(|(_, device)| device.bytes > device.confirmed);
+        let confirm = |(number, device): (u32, &mut Device)| {
+            device.confirmed = device.bytes;
+            (number, device.bytes)
+        };
+        devices.map(confirm).collect()
+    }
+
+    /// Continues on another connection, after one was lost: memory counts from the last ROUND on, and state from where it is.
+    /// Returns the bytes of each device's state.
+    pub fn resume(&mut self) -> Vec<u64> {
+        self.memory_bytes = self.memory_of_rounds;
+        self.devices.iter().map(|device| device.bytes).collect()
+    }
+
     /// Takes in the setup of a device, which has at most one.
     pub fn setup(&mut self, device: u32) -> Result<(), Misplaced> {
         self.check_open("SETUP")?;
@@ -150,6 +188,7 @@ impl Intake {
                 if self.devices.iter().any(|device| device.ended) {
                     return misplaced("ROUND after DEVICE_END");
                 }
+                self.memory_of_rounds = self.memory_bytes;
                 Ok(())
             }
             Control::DeviceEnd { device, bytes } => {

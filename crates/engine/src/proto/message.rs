@@ -8,7 +8,7 @@ use whimbrel_protocol::text::printable;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::control::{Control, Reason, Table};
+use super::control::{Checked, Control, Mismatch, Reason, Table};
 use super::frame::{CHUNK, Kind, MAX_SETUP};
 use super::identity::DeviceIdentity;
 use super::problem::Problem;
@@ -75,6 +75,10 @@ impl From<Control> for Message<'_> {
 
 /// The longest text from one side that the other side shows to its operators, in characters.
 const MAX_TEXT: usize = 1000;
+/// The maximum number of differences in CHECKED, with the longest code and text of each, in characters.
+pub const MAX_MISMATCHES: usize = 32;
+const MAX_CODE: usize = 64;
+const MAX_MISMATCH: usize = 300;
 /// The longest description of a defect, which may quote the peer's data, in characters.
 const MAX_DEFECT: usize = 200;
 
@@ -88,6 +92,17 @@ impl Table {
 impl Reason {
     fn for_people(&self) -> Reason {
         Reason { reason: printable(&self.reason, MAX_TEXT) }
+    }
+}
+
+impl Checked {
+    fn for_people(&self) -> Checked {
+        let shown = self.mismatches.iter().take(MAX_MISMATCHES).map(|mismatch| Mismatch {
+            code: printable(&mismatch.code, MAX_CODE),
+            device: mismatch.device,
+            text: printable(&mismatch.text, MAX_MISMATCH),
+        });
+        Checked { mismatches: shown.collect(), ..*self }
     }
 }
 
@@ -160,6 +175,7 @@ impl<'a> Message<'a> {
                 Control::Accept(_) => Kind::Accept,
                 Control::Table(_) => Kind::Table,
                 Control::Fits(_) => Kind::Fits,
+                Control::Checked(_) => Kind::Checked,
                 Control::Round { .. } => Kind::Round,
                 Control::RoundDone { .. } => Kind::RoundDone,
                 Control::Ping { .. } => Kind::Ping,
@@ -171,6 +187,12 @@ impl<'a> Message<'a> {
                 Control::Running(_) => Kind::Running,
                 Control::Failed(_) => Kind::Failed,
                 Control::Abort(_) => Kind::Abort,
+                Control::Mark { .. } => Kind::Mark,
+                Control::Join(_) => Kind::Join,
+                Control::Joined => Kind::Joined,
+                Control::Resumed(_) => Kind::Resumed,
+                Control::StateTaken { .. } => Kind::StateTaken,
+                Control::Stopping => Kind::Stopping,
             },
             Message::Memory { .. } => Kind::Memory,
             Message::MemoryZero { .. } => Kind::MemoryZero,
@@ -276,14 +298,17 @@ fn control_payload(control: &Control) -> Vec<u8> {
         Control::Accept(accept) => json(accept),
         Control::Table(table) => json(&table.for_people()),
         Control::Fits(fits) => json(fits),
+        Control::Checked(checked) => json(&checked.for_people()),
         Control::Ready(ready) => json(ready),
         Control::Running(running) => json(running),
         Control::Failed(reason) | Control::Abort(reason) => json(&reason.for_people()),
-        Control::Handover => Vec::new(),
+        Control::Join(join) => json(join),
+        Control::Resumed(resumed) => json(resumed),
+        Control::Handover | Control::Joined | Control::Stopping => Vec::new(),
         Control::Round { number, initial } => numbered(*number, u32::from(*initial) * INITIAL_DONE),
-        Control::RoundDone { number } => numbered(*number, 0),
+        Control::RoundDone { number } | Control::Mark { number } => numbered(*number, 0),
         Control::Ping { id } | Control::Pong { id } => numbered(*id, 0),
-        Control::DeviceEnd { device, bytes } => {
+        Control::DeviceEnd { device, bytes } | Control::StateTaken { device, bytes } => {
             DeviceTotal { of: Numbered::new(*device, 0), bytes: U64::new(*bytes) }.as_bytes().to_vec()
         }
         Control::End { memory_bytes } => U64::new(*memory_bytes).as_bytes().to_vec(),
@@ -297,17 +322,27 @@ fn parse_control(kind: Kind, payload: &[u8]) -> Result<Control, Problem> {
         Kind::Accept => Control::Accept(from_json(kind, payload)?),
         Kind::Table => Control::Table(from_json::<Table>(kind, payload)?.for_people()),
         Kind::Fits => Control::Fits(from_json(kind, payload)?),
+        Kind::Checked => Control::Checked(from_json::<Checked>(kind, payload)?.for_people()),
         Kind::Ready => Control::Ready(from_json(kind, payload)?),
         Kind::Running => Control::Running(from_json(kind, payload)?),
         Kind::Failed => Control::Failed(from_json::<Reason>(kind, payload)?.for_people()),
         Kind::Abort => Control::Abort(from_json::<Reason>(kind, payload)?.for_people()),
         Kind::Handover => exact::<()>(kind, payload).map(|()| Control::Handover)?,
+        Kind::Join => Control::Join(from_json(kind, payload)?),
+        Kind::Joined => exact::<()>(kind, payload).map(|()| Control::Joined)?,
+        Kind::Stopping => exact::<()>(kind, payload).map(|()| Control::Stopping)?,
+        Kind::Resumed => Control::Resumed(from_json(kind, payload)?),
+        Kind::StateTaken => {
+            let total: DeviceTotal = exact(kind, payload)?;
+            Control::StateTaken { device: total.of.number.get(), bytes: total.bytes.get() }
+        }
         Kind::Round => {
             let round: Numbered = exact(kind, payload)?;
             let initial = round.flags.get() & INITIAL_DONE != 0;
             Control::Round { number: round.number.get(), initial }
         }
         Kind::RoundDone => Control::RoundDone { number: number()? },
+        Kind::Mark => Control::Mark { number: number()? },
         Kind::Ping => Control::Ping { id: number()? },
         Kind::Pong => Control::Pong { id: number()? },
         Kind::DeviceEnd => {

@@ -2,13 +2,16 @@
 //! clock, no thread.
 //!
 //! `frame` and `message` define the byte form, `greeting`, `negotiate` and `identity` the comparison of the two sides
-//! before any data moves, `source` and `destination` the two machines, and `operation` the machines' commands and events.
+//! before any data moves, `check` the question whether they could migrate, `join` further connections, `source` and `destination`
+//! the two machines, and `operation` the machines' commands and events.
 #![expect(
     clippy::exhaustive_enums,
     clippy::exhaustive_structs,
     reason = "what a version of the stream says is fixed, and another version is another format"
 )]
 
+pub mod backlog;
+pub mod check;
 pub mod control;
 mod convergence;
 pub mod destination;
@@ -16,7 +19,10 @@ pub mod frame;
 pub mod greeting;
 pub mod identity;
 pub mod intake;
+pub mod join;
 pub mod judgement;
+pub mod lane_intake;
+pub mod lanes;
 pub mod message;
 pub mod negotiate;
 pub mod operation;

@@ -2,12 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use whimbrel_protocol::text::printable;
 
+use super::join::{MAX_CHANNELS, Secret};
+
 /// The protocol version of this release.
 pub const VERSION: u32 = 2;
+
+/// The feature of a source that only asks whether its devices fit. It is needed, and in use if the destination answers checks.
+/// No migration uses it.
+pub const CHECK: &str = "check";
 
 /// An optional part of the protocol, which is used if both sides have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,11 +25,16 @@ pub enum Feature {
     Blobs,
     /// PING and PONG: round trips are measured separately from the throughput.
     Ping,
+    /// Further connections, which carry memory and state.
+    Lanes,
+    /// A connection that is lost in pre-copy can be replaced.
+    Resume,
 }
 
 impl Feature {
     /// Every feature of this release.
-    pub const ALL: [Feature; 3] = [Feature::Setup, Feature::Blobs, Feature::Ping];
+    pub const ALL: [Feature; 5] =
+        [Feature::Setup, Feature::Blobs, Feature::Ping, Feature::Lanes, Feature::Resume];
 
     /// Returns the name on the wire.
     pub const fn name(self) -> &'static str {
@@ -30,7 +42,14 @@ impl Feature {
             Feature::Setup => "setup",
             Feature::Blobs => "blobs",
             Feature::Ping => "ping",
+            Feature::Lanes => "lanes",
+            Feature::Resume => "resume",
         }
+    }
+
+    /// Returns whether it needs further connections, which prove by a secret that they are the source's.
+    pub const fn joins(self) -> bool {
+        matches!(self, Feature::Lanes | Feature::Resume)
     }
 
     /// Returns the feature with that name, if this release has it.
@@ -63,6 +82,12 @@ pub struct Offer {
     /// The features that the source requires, because some of its data needs them.
     #[serde(default)]
     pub needs: BTreeSet<String>,
+    /// With [`Feature::Lanes`]: the number of connections in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u32>,
+    /// With [`Feature::Resume`]: the time for which the source tries to replace a lost connection, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnect_ms: Option<u64>,
 }
 
 impl Offer {
@@ -73,7 +98,50 @@ impl Offer {
             versions: vec![VERSION],
             features: names(features),
             needs: names(needs),
+            channels: None,
+            reconnect_ms: None,
         }
+    }
+
+    /// Offers to use so many connections in all. One is what a migration has anyway.
+    #[must_use]
+    pub fn with_channels(mut self, channels: u32) -> Offer {
+        if channels > 1 {
+            self.features.insert(Feature::Lanes.name().to_string());
+            self.channels = Some(channels);
+        } else {
+            self.features.remove(Feature::Lanes.name());
+        }
+        self
+    }
+
+    /// Offers to replace a connection that is lost in pre-copy, and to try it for so long. Zero: it is not replaced.
+    #[must_use]
+    pub fn with_reconnect(mut self, within: Duration) -> Offer {
+        if within.is_zero() {
+            self.features.remove(Feature::Resume.name());
+        } else {
+            self.features.insert(Feature::Resume.name().to_string());
+            self.reconnect_ms = Some(milliseconds(within));
+        }
+        self
+    }
+
+    /// Returns the offer of a source that only asks whether its devices fit.
+    pub fn for_check(migration: u128, features: &BTreeSet<Feature>, needs: &BTreeSet<Feature>) -> Offer {
+        // Nothing joins a check.
+        let features = features.iter().copied().filter(|feature| !feature.joins()).collect();
+        let mut offer = Offer::new(migration, &features, needs);
+        offer.features.insert(CHECK.to_string());
+        offer.needs.insert(CHECK.to_string());
+        offer
+    }
+
+    /// Returns the offer without [`CHECK`], if that is needed.
+    pub(super) fn without_check(&self) -> Option<Offer> {
+        let mut offer = self.clone();
+        offer.features.remove(CHECK);
+        offer.needs.remove(CHECK).then_some(offer)
     }
 
     /// Returns the migration's id, or `None` if it is malformed.
@@ -92,6 +160,48 @@ pub struct Accept {
     /// The features that both sides have.
     #[serde(default)]
     pub features: BTreeSet<String>,
+    /// With [`Feature::Lanes`]: the number of connections in all, at most that of the offer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u32>,
+    /// With a feature that needs further connections ([`Feature::joins`]): the secret that they prove themselves by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Secret>,
+    /// With [`Feature::Resume`]: the time within which a lost connection has to be replaced, in milliseconds: at most that of
+    /// the offer. Without it, one cannot be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnect_ms: Option<u64>,
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The terms on which a lost connection is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumable {
+    /// The secret that the replacement proves itself by.
+    pub secret: Secret,
+    /// The time for it, from the loss.
+    pub within: Duration,
+}
+
+impl Accept {
+    /// Returns the choice of these features, with one connection.
+    pub fn new(features: &BTreeSet<Feature>) -> Accept {
+        Accept {
+            version: VERSION,
+            features: names(features),
+            channels: None,
+            secret: None,
+            reconnect_ms: None,
+        }
+    }
+
+    /// Returns the terms on which a lost connection is replaced, if it is.
+    pub fn resumable(&self) -> Option<Resumable> {
+        let within = Duration::from_millis(self.reconnect_ms.filter(|ms| *ms > 0)?);
+        Some(Resumable { secret: self.secret?, within })
+    }
 }
 
 /// The reasons why two sides cannot migrate.
@@ -116,6 +226,9 @@ pub enum Refusal {
         /// A version or a feature.
         what: String,
     },
+    /// The destination wants further connections, and gave no secret that they could prove themselves by.
+    #[error("the destination allows further connections, but gave no secret for them")]
+    NoSecret,
     /// The id of the migration is malformed.
     #[error("malformed migration id: expected 32 hexadecimal digits")]
     MigrationId,
@@ -142,6 +255,19 @@ pub fn choose(offer: &Offer, ours: &BTreeSet<Feature>) -> Result<BTreeSet<Featur
     }
 }
 
+/// Returns the number of connections in all, of at most `most`. Used at the destination.
+pub fn channels(offer: &Offer, features: &BTreeSet<Feature>, most: u32) -> u32 {
+    let offered = offer.channels.filter(|_| features.contains(&Feature::Lanes)).unwrap_or(1);
+    offered.min(most).clamp(1, MAX_CHANNELS)
+}
+
+/// Returns the time within which a lost connection has to be replaced, of at most `most`, in milliseconds; `None` if it is not
+/// replaced. Used at the destination.
+pub fn reconnect_ms(offer: &Offer, features: &BTreeSet<Feature>, most: Duration) -> Option<u64> {
+    let offered = offer.reconnect_ms.filter(|_| features.contains(&Feature::Resume))?;
+    Some(offered.min(milliseconds(most))).filter(|ms| *ms > 0)
+}
+
 /// Returns the features in use, if the destination's choice was offered. Used at the source.
 pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusal> {
     if !offer.versions.contains(&accept.version) {
@@ -149,6 +275,20 @@ pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusa
     }
     if let Some(name) = accept.features.iter().find(|name| !offer.features.contains(*name)) {
         return Err(Refusal::NotOffered { what: format!("feature '{}'", printable(name, 100)) });
+    }
+    let offered = offer.channels.filter(|_| accept.features.contains(Feature::Lanes.name())).unwrap_or(1);
+    if let Some(channels) = accept.channels.filter(|channels| *channels == 0 || *channels > offered) {
+        return Err(Refusal::NotOffered { what: format!("{channels} connections") });
+    }
+    if accept.channels.is_some_and(|channels| channels > 1) && accept.secret.is_none() {
+        return Err(Refusal::NoSecret);
+    }
+    let offered = offer.reconnect_ms.filter(|_| accept.features.contains(Feature::Resume.name()));
+    if let Some(within) = accept.reconnect_ms.filter(|within| *within > offered.unwrap_or(0)) {
+        return Err(Refusal::NotOffered { what: format!("{within} ms for a lost connection") });
+    }
+    if accept.reconnect_ms.is_some() && accept.secret.is_none() {
+        return Err(Refusal::NoSecret);
     }
     if let Some(name) = offer.needs.iter().find(|name| !accept.features.contains(*name)) {
         return Err(Refusal::MissingFeature { feature: name.clone() });
@@ -170,7 +310,13 @@ mod tests {
             versions: versions.to_vec(),
             features: set(features),
             needs: set(needs),
+            channels: None,
+            reconnect_ms: None,
         }
+    }
+
+    fn accept(version: u32, features: &[&str]) -> Accept {
+        Accept { version, features: set(features), ..Accept::new(&BTreeSet::new()) }
     }
 
     #[test]
@@ -190,15 +336,17 @@ mod tests {
     #[test]
     fn an_older_destination_is_used_as_far_as_it_goes() {
         let offered = Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
-        let fewer = Accept { version: 2, features: set(&["ping"]) };
+        let fewer = accept(2, &["ping"]);
         assert_eq!(check(&offered, &fewer), Ok(BTreeSet::from([Feature::Ping])));
     }
 
     /// Returns the answer of a destination of a later release, which supports more versions and features.
     fn newer_destination(offer: &Offer) -> Accept {
         let version = *offer.versions.iter().filter(|version| (2..=4).contains(*version)).max().unwrap();
-        let has = set(&["setup", "blobs", "ping", "colours", "smells"]);
-        Accept { version, features: offer.features.intersection(&has).cloned().collect() }
+        let mut has = names(&BTreeSet::from(Feature::ALL));
+        has.extend(set(&["colours", "smells"]));
+        let features = offer.features.intersection(&has).cloned().collect();
+        Accept { version, features, ..Accept::new(&BTreeSet::new()) }
     }
 
     #[test]
@@ -227,7 +375,7 @@ mod tests {
                     match choose(&offered, &ours) {
                         Ok(used) => {
                             assert_eq!(used, theirs.intersection(&ours).copied().collect());
-                            let accept = Accept { version: VERSION, features: names(&used) };
+                            let accept = Accept::new(&used);
                             assert_eq!(check(&offered, &accept), Ok(used));
                         }
                         Err(Refusal::MissingFeature { feature }) => {
@@ -265,12 +413,64 @@ mod tests {
             &BTreeSet::from([Feature::Setup]),
         );
         let cases = [
-            (Accept { version: 1, features: set(&["setup"]) }, "version 1"),
-            (Accept { version: 2, features: set(&["setup", "blobs"]) }, "feature 'blobs'"),
-            (Accept { version: 2, features: set(&["ping"]) }, "needs the feature 'setup'"),
+            (accept(1, &["setup"]), "version 1"),
+            (accept(2, &["setup", "blobs"]), "feature 'blobs'"),
+            (accept(2, &["ping"]), "needs the feature 'setup'"),
         ];
         for (accept, why) in cases {
             let error = check(&offered, &accept).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn both_wait_for_a_lost_connection_as_long_as_the_more_impatient_one() {
+        let resume = BTreeSet::from([Feature::Resume]);
+        let seconds = Duration::from_secs;
+        let offered =
+            |within| Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_reconnect(seconds(within));
+        assert_eq!(offered(0), Offer::new(7, &BTreeSet::new(), &BTreeSet::new()), "nothing is offered");
+        for (tries, waits, used) in [(9, 4, Some(4000)), (3, 4, Some(3000)), (9, 0, None), (0, 9, None)] {
+            assert_eq!(reconnect_ms(&offered(tries), &resume, seconds(waits)), used);
+            assert_eq!(reconnect_ms(&offered(tries), &BTreeSet::new(), seconds(waits)), None);
+        }
+        let secret = Secret::new([7; 32]);
+        let answer = |reconnect_ms, secret| Accept { secret, reconnect_ms, ..Accept::new(&resume) };
+        let good = answer(Some(8000), Some(secret));
+        assert_eq!(check(&offered(9), &good), Ok(resume.clone()));
+        assert_eq!(good.resumable(), Some(Resumable { secret, within: seconds(8) }));
+        assert_eq!(answer(None, Some(secret)).resumable(), None);
+        for (accept, why) in [
+            (answer(Some(9001), Some(secret)), "the destination chose 9001 ms for a lost connection"),
+            (answer(Some(1), None), "gave no secret"),
+            (Accept { reconnect_ms: Some(1), ..Accept::new(&BTreeSet::new()) }, "chose 1 ms"),
+        ] {
+            let error = check(&offered(9), &accept).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn both_use_the_connections_that_are_offered_and_allowed() {
+        let lanes = BTreeSet::from([Feature::Lanes]);
+        let offered = |count| Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_channels(count);
+        assert_eq!(offered(1), Offer::new(7, &BTreeSet::new(), &BTreeSet::new()), "nothing is offered");
+        for (count, most, used) in [(4, 16, 4), (4, 2, 2), (4, 0, 1), (u32::MAX, u32::MAX, MAX_CHANNELS)] {
+            assert_eq!(channels(&offered(count), &lanes, most), used);
+            assert_eq!(channels(&offered(count), &BTreeSet::new(), most), 1, "without the feature");
+        }
+        assert_eq!(channels(&offered(1), &lanes, 16), 1);
+        let answer = |channels, secret| Accept { channels, secret, ..Accept::new(&lanes) };
+        let secret = Some(Secret::new([7; 32]));
+        assert_eq!(check(&offered(4), &answer(Some(4), secret)), Ok(lanes.clone()));
+        assert_eq!(check(&offered(4), &answer(Some(1), None)), Ok(lanes.clone()));
+        for (accept, why) in [
+            (answer(Some(5), secret), "the destination chose 5 connections"),
+            (answer(Some(0), secret), "the destination chose 0 connections"),
+            (answer(Some(2), None), "gave no secret"),
+            (Accept { channels: Some(2), secret, ..Accept::new(&BTreeSet::new()) }, "chose 2 connections"),
+        ] {
+            let error = check(&offered(4), &accept).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
     }

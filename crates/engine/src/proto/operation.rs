@@ -11,7 +11,9 @@ use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_user::State;
 
 use super::control::Control;
+use super::join::{Join, Secret};
 use crate::error::Error;
+use crate::progress::DirtyRange;
 
 /// Time since a fixed moment, from a monotonic clock.
 pub type Now = Duration;
@@ -45,7 +47,7 @@ pub enum Command {
 pub enum Place {
     /// The device with this number.
     Device(usize),
-    /// The memory and the control connection.
+    /// The memory, and the connections.
     Stream,
     /// The program that owns the devices, and the journal.
     Owner,
@@ -105,13 +107,60 @@ pub enum Operation {
     /// far.
     DrainState,
 
+    /// On a device: send the state again that was sent after its first `from` bytes. Reports [`Done::Bytes`], all so far.
+    ResendState {
+        /// The bytes that the destination has.
+        from: u64,
+    },
+
+    /// On the stream: open the lanes from 1 on, of so many connections in all. Reports [`Done::Nothing`].
+    OpenLanes {
+        /// The migration's id.
+        migration: u128,
+        /// The secret by which they prove that they are its own.
+        secret: Secret,
+        /// The number of connections, the control connection included.
+        channels: u32,
+    },
+    /// On the stream: send the mark of this number, and everything queued before it, on every lane but the control
+    /// connection. Reports [`Done::Nothing`].
+    MarkLanes(u32),
     /// On the stream: send a control message and everything queued before it. Reports [`Done::Nothing`].
     Send(Control),
+    /// On the stream of the source, whose connection is lost: end it, and after a pause make another one and send JOIN on it.
+    /// Nothing is received from it before [`Operation::Listen`]. Reports [`Done::Nothing`].
+    Reconnect {
+        /// The first frame.
+        join: Join,
+        /// The time to wait before.
+        pause: Duration,
+        /// The longest time for the connection.
+        timeout: Duration,
+    },
+    /// On the stream of the destination: receive nothing more from the connection. What has been received before is an
+    /// event before the end of this. Reports [`Done::Nothing`].
+    Unlink,
+    /// On the stream of the destination, after [`Operation::Unlink`]: answer the last JOIN by RESUMED, with the state of each
+    /// device that has arrived, and use its connection. Reports [`Done::Nothing`].
+    Rejoin {
+        /// The last round that was processed.
+        round: u32,
+        /// The number of the JOIN. If there is a newer one, this fails as on a lost connection.
+        number: u32,
+    },
+    /// On the stream: receive from the new connection. Reports [`Done::Nothing`].
+    Listen,
+    /// On the stream: the destination has all that was sent so far. Marks and copies kept for a lost connection are dropped.
+    /// Reports [`Done::Nothing`].
+    RoundArrived,
+    /// On the stream: mark the memory again that was sent since the last [`Operation::RoundArrived`]. Reports
+    /// [`Done::Bytes`], the dirty memory as in [`Operation::CollectMemoryLogs`].
+    RoundLost,
     /// On the stream: start the logs of the CPUs and of the address space, with all memory marked. Reports
     /// [`Done::Nothing`].
     StartMemoryLogs,
-    /// On the stream: mark the dirty pages of these logs, after the devices' own. Reports [`Done::Bytes`], the dirty
-    /// memory, or all memory if some writes are not logged.
+    /// On the stream: mark the dirty pages of these logs, after the devices' own. Reports [`Done::Dirty`], or [`Done::Bytes`]
+    /// if no more is known: the dirty memory, or all memory if some writes are not logged.
     CollectMemoryLogs {
         /// Set if everything that writes memory has stopped: this is the last call.
         stopped: bool,
@@ -154,6 +203,13 @@ pub enum Done {
     State(State),
     /// A size in bytes.
     Bytes(u64),
+    /// The dirty memory.
+    Dirty {
+        /// Its size in bytes.
+        bytes: u64,
+        /// The part of the memory that has most of it.
+        most: Option<DirtyRange>,
+    },
     /// The amount of data sent.
     Sent(Sent),
     /// The answer of the guest: `true` if it is slower than before.
@@ -199,6 +255,16 @@ pub enum Event {
     Lost(Error),
     /// The owner or an operator cancels the migration.
     Cancel(String),
+    /// At the destination: the source has come back on another connection, and has proved who it is. The number is that of its
+    /// attempt.
+    Resumption(u32),
+    /// At the destination: bytes of a device's state have arrived, which the source may forget.
+    StateArrived {
+        /// Number of the device.
+        device: u32,
+        /// Bytes of its state that have arrived.
+        bytes: u64,
+    },
     /// Time has passed.
     Tick,
 }
@@ -210,10 +276,15 @@ impl Operation {
         matches!(
             self,
             Operation::Send(_)
+                | Operation::OpenLanes { .. }
+                | Operation::MarkLanes(_)
                 | Operation::SendState { .. }
                 | Operation::SendMemory
                 | Operation::SendBlobs
                 | Operation::SendPadding(_)
+                | Operation::Reconnect { .. }
+                | Operation::Rejoin { .. }
+                | Operation::ResendState { .. }
         )
     }
 }
@@ -235,7 +306,16 @@ impl fmt::Display for Operation {
             Operation::SaveSetup { .. } => f.write_str("read of the configuration"),
             Operation::RestoreSetup => f.write_str("write of the configuration"),
             Operation::DrainState => f.write_str("write of device state"),
+            Operation::OpenLanes { .. } => f.write_str("opening of further connections"),
+            Operation::MarkLanes(_) => f.write_str("send of MARK"),
             Operation::Send(control) => write!(f, "send of {}", control.name()),
+            Operation::Reconnect { .. } => f.write_str("connection to the destination"),
+            Operation::Unlink => f.write_str("end of the lost connection"),
+            Operation::Rejoin { .. } => f.write_str("send of RESUMED"),
+            Operation::Listen => f.write_str("start of the receiver"),
+            Operation::RoundArrived => f.write_str("account of a round that arrived"),
+            Operation::RoundLost => f.write_str("account of a round that was lost"),
+            Operation::ResendState { .. } => f.write_str("resend of device state"),
             Operation::StartMemoryLogs => f.write_str("start of the memory's logs"),
             Operation::CollectMemoryLogs { .. } => f.write_str("reading of the memory's logs"),
             Operation::StopMemoryLogs => f.write_str("stop of the memory's logs"),

@@ -18,6 +18,11 @@ impl StreamError {
     pub const fn new(offset: u64, problem: Problem) -> StreamError {
         StreamError { offset, problem }
     }
+
+    /// Returns whether a frame of this kind stands where another one was expected.
+    pub(crate) fn is_unexpected(&self, kind: Kind) -> bool {
+        matches!(self.problem, Problem::Unexpected { found: Some(found), .. } if found == kind)
+    }
 }
 
 /// The defects of a stream.

@@ -51,6 +51,8 @@ pub enum Unfit {
         version: u32,
         /// The reason for the refusal.
         why: String,
+        /// Set if the owner knows the blob in an older version.
+        is_known: bool,
     },
     /// The table itself is malformed.
     #[error("malformed table: {0}")]
@@ -105,26 +107,41 @@ pub fn check(table: &Table) -> Result<(), Unfit> {
 
 /// Checks that the destination can receive everything in the source's table, before any data moves.
 pub fn fits(theirs: &Table, ours: &Table) -> Result<(), Unfit> {
-    check(theirs)?;
-    if theirs.devices.len() != ours.devices.len() {
-        return Err(Unfit::Count { theirs: theirs.devices.len(), ours: ours.devices.len() });
+    misfits(theirs, ours).into_iter().next().map_or(Ok(()), |(_, unfit)| Err(unfit))
+}
+
+/// Returns every reason why the destination cannot receive everything in the source's table, each with the number of the
+/// device that it concerns.
+pub fn misfits(theirs: &Table, ours: &Table) -> Vec<(Option<u32>, Unfit)> {
+    if let Err(malformed) = check(theirs) {
+        return vec![(None, malformed)];
     }
-    for (theirs, ours) in theirs.devices.iter().zip(&ours.devices) {
-        theirs.fits(ours)?;
+    let mut found = Vec::new();
+    let (sent, expected) = (theirs.devices.len(), ours.devices.len());
+    if sent == expected {
+        for (number, (theirs, ours)) in (0..).zip(theirs.devices.iter().zip(&ours.devices)) {
+            let differences = theirs.differences(ours).into_iter();
+            found.extend(differences.map(|difference| (Some(number), Unfit::Device(difference))));
+        }
+    } else {
+        found.push((None, Unfit::Count { theirs: sent, ours: expected }));
     }
     if theirs.memory != ours.memory {
-        return Err(Unfit::Memory { theirs: list(&theirs.memory), ours: list(&ours.memory) });
+        found.push((None, Unfit::Memory { theirs: list(&theirs.memory), ours: list(&ours.memory) }));
     }
-    theirs.blobs.iter().try_for_each(|blob| blob_fits(blob, &ours.blobs))
+    let blobs = theirs.blobs.iter().filter_map(|blob| blob_fits(blob, &ours.blobs).err());
+    found.extend(blobs.map(|unfit| (None, unfit)));
+    found
 }
 
 fn blob_fits(blob: &BlobName, ours: &[BlobName]) -> Result<(), Unfit> {
-    let why = match ours.iter().find(|known| known.name == blob.name) {
+    let known = ours.iter().find(|known| known.name == blob.name);
+    let why = match known {
         Some(known) if blob.version <= known.version => return Ok(()),
         Some(known) => format!("the destination's can load up to version {}", known.version),
         None => "which the destination's does not know".to_string(),
     };
-    Err(Unfit::Blob { name: blob.name.clone(), version: blob.version, why })
+    Err(Unfit::Blob { name: blob.name.clone(), version: blob.version, why, is_known: known.is_some() })
 }
 
 fn list(regions: &[RamRegion]) -> String {

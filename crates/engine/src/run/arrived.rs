@@ -19,6 +19,10 @@ pub struct Received {
     pub memory_bytes: u64,
     /// Bytes of device state.
     pub device_bytes: u64,
+    /// The number of connections that were lost in pre-copy and replaced.
+    pub reconnections: u32,
+    /// Bytes of memory and device state on each connection, the control connection first.
+    pub lane_bytes: Vec<u64>,
     /// Number of rounds while the devices ran at the source.
     pub rounds: u32,
     /// Time from the greeting until the devices ran, in milliseconds.
@@ -48,6 +52,21 @@ impl std::fmt::Debug for Arrived {
     }
 }
 
+/// Devices that could not be asked for their identities: see [`Destination::identify`](super::Destination::identify).
+#[non_exhaustive]
+pub struct Unidentified {
+    /// The first error. No device has changed its state.
+    pub error: Error,
+    /// The devices, in their order; `None` for one whose driver has not returned from the call.
+    pub devices: Vec<Option<Box<dyn Migratable>>>,
+}
+
+impl std::fmt::Debug for Unidentified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unidentified").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
 impl From<Taken> for Received {
     fn from(taken: Taken) -> Received {
         Received {
@@ -56,6 +75,8 @@ impl From<Taken> for Received {
             from_devices: taken.from_devices,
             memory_bytes: taken.memory_bytes,
             device_bytes: taken.device_bytes,
+            reconnections: taken.reconnections,
+            lane_bytes: Vec::new(),
             rounds: taken.rounds,
             confirmed: taken.confirmed,
             warnings: taken.warnings,

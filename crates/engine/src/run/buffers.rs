@@ -8,15 +8,17 @@ use parking_lot::{Condvar, Mutex};
 use crate::channel::Receiver;
 use crate::proto::frame::CHUNK;
 
-/// The maximum number of buffers of one migration: 16 MiB.
-const MAX_BUFFERS: usize = 16;
+/// The number of buffers of a source, or of a save: 16 MiB.
+const DEFAULT: usize = 16;
 
 /// A bounded number of buffers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Buffers(Arc<Pool>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pool {
+    /// The maximum number of buffers.
+    most: usize,
     state: Mutex<State>,
     returned: Condvar,
 }
@@ -37,7 +39,19 @@ pub(super) struct Buffer {
     pool: Arc<Pool>,
 }
 
+impl Default for Buffers {
+    fn default() -> Buffers {
+        Buffers::new(DEFAULT)
+    }
+}
+
 impl Buffers {
+    /// Returns a pool of up to so many buffers, each made when it is needed.
+    pub(super) fn new(most: usize) -> Buffers {
+        let (state, returned) = (Mutex::default(), Condvar::default());
+        Buffers(Arc::new(Pool { most: most.max(1), state, returned }))
+    }
+
     /// Waits for a buffer of [`CHUNK`] bytes; `None` once the pool is closed.
     pub(super) fn take(&self) -> Option<Buffer> {
         let mut buffer = self.wait()?;
@@ -68,7 +82,7 @@ impl Buffers {
                 return None;
             }
             let free = state.free.pop().or_else(|| {
-                let may_grow = state.made < MAX_BUFFERS;
+                let may_grow = state.made < self.0.most;
                 state.made += usize::from(may_grow);
                 may_grow.then(Vec::new)
             });
@@ -126,8 +140,8 @@ mod tests {
     #[test]
     fn a_buffer_that_goes_back_is_given_again() {
         let buffers = Buffers::default();
-        let mut taken: Vec<Buffer> = (0..MAX_BUFFERS).filter_map(|_| buffers.take()).collect();
-        assert_eq!(taken.len(), MAX_BUFFERS);
+        let mut taken: Vec<Buffer> = (0..DEFAULT).filter_map(|_| buffers.take()).collect();
+        assert_eq!(taken.len(), DEFAULT);
         let other = buffers.clone();
         let waiter = std::thread::spawn(move || other.take().is_some());
         taken[0].truncate(3);
@@ -161,7 +175,7 @@ mod tests {
     #[test]
     fn a_closed_pool_lets_nobody_wait() {
         let buffers = Buffers::default();
-        let taken: Vec<Buffer> = (0..MAX_BUFFERS).filter_map(|_| buffers.take()).collect();
+        let taken: Vec<Buffer> = (0..DEFAULT).filter_map(|_| buffers.take()).collect();
         let other = buffers.clone();
         let waiter = std::thread::spawn(move || other.take().is_none());
         buffers.close();

@@ -1,37 +1,43 @@
 //! The destination: the side that receives the devices.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use whimbrel_protocol::handover::Side;
 use whimbrel_user::Migratable;
 
-use super::arrived::{Arrived, Received};
+use super::arrived::{Arrived, Received, Unidentified};
 use super::ask::{IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
-use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close, spawn};
+use super::door::Door;
+use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close};
+use super::inflow::Inflow;
 use super::journal::Journal;
+use super::line::{Line, Readmit};
 use super::owner::OwnerHand;
-use super::receiver::Inbound;
+use super::receiver::{Inbound, Shared};
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
 use super::worker::Worker;
-use crate::channel::{Accepted, Channel, Interrupt, Listener, Receiver, Sender, Until, WaitError};
+use crate::channel::{
+    Accepted, Channel, Interrupt, Joins, Listener, Receiver, Sender, Until, WaitError, new_secret,
+};
 use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
 use crate::progress::{Observer, Progress, Silent};
 use crate::proto::SOURCE;
 use crate::proto::control::{Control, Reason, Table};
 use crate::proto::destination::{self as machine, DestinationOptions, Site};
-use crate::proto::greeting::{Greeting, Terms};
-use crate::proto::intake::Intake;
+use crate::proto::greeting::{Answers, Greeting, Terms};
+use crate::proto::identity::DeviceIdentity;
+use crate::proto::join::Secret;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Event, Now, Operation};
 use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
@@ -41,6 +47,8 @@ use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
 /// It owns the devices until it ends, like a [`Source`](super::Source).
 pub struct Destination {
     devices: Vec<Box<dyn Migratable>>,
+    /// The identities of the devices, once they have been asked for checks.
+    identities: Option<Vec<DeviceIdentity>>,
     ram: Option<Arc<dyn Ram>>,
     guest: Box<dyn Guest>,
     observer: Box<dyn Observer>,
@@ -48,6 +56,7 @@ pub struct Destination {
     features: BTreeSet<Feature>,
     journal: Option<Journal>,
     cancel: Cancel,
+    joins: Option<Joins>,
 }
 
 impl Destination {
@@ -55,6 +64,7 @@ impl Destination {
     pub fn new(devices: Vec<Box<dyn Migratable>>) -> Destination {
         Destination {
             devices,
+            identities: None,
             ram: None,
             guest: Box::new(NoGuest),
             observer: Box::new(Silent),
@@ -62,6 +72,7 @@ impl Destination {
             features: BTreeSet::from(Feature::ALL),
             journal: None,
             cancel: Cancel::new(),
+            joins: None,
         }
     }
 
@@ -89,7 +100,7 @@ impl Destination {
     /// Sets the bounds.
     #[must_use]
     pub fn options(mut self, options: DestinationOptions) -> Self {
-        self.options = options.within_clock();
+        self.options = options.within_bounds();
         self
     }
 
@@ -115,6 +126,14 @@ impl Destination {
         self
     }
 
+    /// Sets the door for further connections of the source, for a program with a transport of its own: without one, and without
+    /// a [`Listener`], a migration uses the control connection only.
+    #[must_use]
+    pub fn joins(mut self, joins: &Joins) -> Self {
+        self.joins = Some(joins.clone());
+        self
+    }
+
     /// Names the source in the journal, once it is known better than when the journal was opened: see
     /// [`Journal::set_peer`].
     #[must_use]
@@ -133,8 +152,24 @@ impl Destination {
         self.receive_from(sender, receiver, None)
     }
 
+    /// Asks the devices for their identities, within the timeout for a call, so that [`Destination::accept`] answers
+    /// [checks](crate::Source::check_with) too. A device that cannot migrate, or does not answer, is an error before anybody
+    /// has connected.
+    pub fn identify(mut self) -> Result<Destination, Box<Unidentified>> {
+        let devices = std::mem::take(&mut self.devices);
+        let timeout = self.options.call_timeout;
+        match ask(devices, IDENTITY, timeout, &mut named, |device| identity_of(device)) {
+            Ok((devices, identities)) => Ok(Destination { devices, identities: Some(identities), ..self }),
+            Err(failed) => {
+                let (devices, error) = *failed;
+                Err(Box::new(Unidentified { error, devices }))
+            }
+        }
+    }
+
     /// Waits at a listener for a sender whose greeting is complete, on the terms of this destination: its features and its
-    /// journal. Makes no request to a device. Peers that fail before that neither end the wait nor delay it: see
+    /// journal. Makes no request to a device. [Checks](crate::Source::check_with) do not end the wait; they are answered after
+    /// [`Destination::identify`]. Peers that fail before that neither end the wait nor delay it: see
     /// [`Listener`] for how many there may be.
     ///
     /// [`Cancel`] applies from [`Destination::receive_accepted`] on: this wait ends at `until`, which may have an
@@ -153,18 +188,29 @@ impl Destination {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn accept(&self, listener: &mut Listener, until: Until<'_>) -> Result<Accepted, WaitError> {
-        listener
-            .accept_on(&Terms { features: self.features.clone(), journal: self.known_migrations() }, until)
+        let checks = self.identities.clone().map(|identities| Answers {
+            table: self.table(identities),
+            setup: self.options.expected_inspection,
+        });
+        let (features, journal) = (self.features.clone(), self.known_migrations());
+        let (channels, reconnect) = (self.options.channels, self.options.reconnect);
+        listener.accept_on(&Terms { features, journal, channels, reconnect, checks }, until)
     }
 
     /// Receives the devices from the sender that was accepted at a listener. A sender whose devices or memory do not fit is
     /// told so, and the migration ends before a device of this side changes its state.
-    pub fn receive_accepted(self, accepted: Accepted) -> Arrived {
-        let Accepted { greeting, sender, receiver, busy, .. } = accepted;
+    pub fn receive_accepted(mut self, accepted: Accepted) -> Arrived {
+        let Accepted { greeting, sender, receiver, joins, busy, .. } = accepted;
+        self.joins = Some(joins);
         let arrived = self.receive_from(sender, receiver, Some(greeting));
         // From here on the next sender waits for its turn.
         drop(busy);
         arrived
+    }
+
+    fn table(&self, devices: Vec<DeviceIdentity>) -> Table {
+        let memory = self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default();
+        Table { devices, memory, blobs: self.guest.loads() }
     }
 
     /// Returns the ids of the migrations that the journal has.
@@ -191,15 +237,11 @@ impl Destination {
             refuse(&mut sender, receiver, &error);
             return Arrived { result: Err(error), devices: devices.into_iter().map(Some).collect() };
         }
-        let table = Table {
-            devices: identities,
-            memory: self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default(),
-            blobs: self.guest.loads(),
-        };
         let site = Site {
-            table,
+            table: self.table(identities),
             features: self.features.clone(),
             journal: self.known_migrations(),
+            secret: self.joins.as_ref().and_then(|_| secret_for_joins()),
             options: self.options,
         };
         match Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?))) {
@@ -228,11 +270,29 @@ impl Destination {
     ) -> Arrived {
         let timeout = self.options.timeout;
         let transfer = Arc::new(Transfer::new(sender, write, timeout, SOURCE));
-        let buffers = Buffers::default();
+        let channels = match (&self.joins, machine.phase()) {
+            (None, _) => 1,
+            // It has not greeted the source yet.
+            (Some(_), machine::Phase::Hello) => self.options.channels,
+            (Some(_), _) => machine.channels(),
+        };
+        let buffers = Buffers::new(self.options.buffers(channels));
         let ledger = Arc::new(Mutex::new(Ledger::new(Vec::new())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
+        let inflow = Arc::new(Inflow::default());
+        let frames = Frames::default();
+        let back = Arc::default();
+        let replace = Readmit {
+            line: frames.line.clone(),
+            back: Arc::clone(&back),
+            inflow: inflow.clone(),
+            listen: frames.listen(),
+            next: None,
+        };
         let stream = StreamHand {
             transfer: transfer.clone(),
+            replace: Box::new(replace),
+            connector: None,
             ram: None,
             pagemap: Pagemap::new(),
             ledger: ledger.clone(),
@@ -251,45 +311,86 @@ impl Destination {
                 return Arrived { result: Err(error), devices };
             }
         };
-        let intake = Arc::new(Mutex::new(Intake::new()));
         let arrived = Arc::new(AtomicU64::new(0));
-        let inbound = Inbound {
-            receiver,
-            intake: intake.clone(),
+        let confirms = Arc::new(AtomicBool::new(false));
+        let identity = receiver.peer_identity();
+        let shared = Shared {
+            inflow: inflow.clone(),
             devices: hands.devices.iter().map(Worker::items).collect(),
             ram: self.ram,
             blobs,
             buffers: buffers.clone(),
             events: events.clone(),
             stop: read.clone(),
+            confirms: confirms.clone(),
             arrived: arrived.clone(),
             began: hands.began,
             peer: SOURCE,
             timeout,
         };
-        let (back, receiver_back) = mpsc::sync_channel(1);
-        let spawned = spawn("receiver", move || {
-            // After a successful migration it has no receiver.
-            let _ = back.send(inbound.receive());
-        });
-        let mut receiving = Receiving { machine, intake, arrived, timeout };
+        *frames.shared.lock() = Some(shared.clone());
+        let spawned = frames.receive(receiver);
+        let door = self.joins.map(|joins| Door::new(joins, identity, shared, back));
+        let mut receiving = Receiving { machine, inflow: inflow.clone(), arrived, confirms, timeout, door };
         if let Err(error) = spawned {
             receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
         self.cancel.watch(&events);
         hands.work(&mut receiving, &mut *self.observer);
         let result = receiving.machine.result();
+        // Lanes keep their connections until the source has been told the reason.
+        let lanes = receiving.door.take().map(Door::close);
+        let lane_bytes = inflow.with(|intake| intake.lane_bytes().collect());
         buffers.close();
+        frames.stop();
+        inflow.close();
         read.set();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err());
-        close(&transfer, &receiver_back, Ending::of(failure));
-        let result = result.unwrap_or(Err(Error::Interrupted)).map(Received::from);
+        close(&transfer, &frames.line, Ending::of(failure));
+        drop(lanes);
+        let result = result
+            .unwrap_or(Err(Error::Interrupted))
+            .map(|taken| Received { lane_bytes, ..Received::from(taken) });
         Arrived {
             result,
             devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect(),
         }
     }
+}
+
+/// The reception of the source's frames, on the first connection and on those that replace it.
+#[derive(Clone, Default)]
+struct Frames {
+    line: Line,
+    /// The parts that the receivers of all connections need, while the migration is in progress.
+    shared: Arc<Mutex<Option<Shared>>>,
+}
+
+impl Frames {
+    fn receive(&self, receiver: Receiver) -> io::Result<()> {
+        let shared = self.shared.lock().clone();
+        self.line.start("receiver", move |stop| match shared {
+            Some(shared) => Inbound { lane: 0, receiver, stop: stop.clone(), shared }.receive(),
+            None => receiver,
+        })
+    }
+
+    fn listen(&self) -> Box<dyn FnMut(Receiver) -> io::Result<()> + Send> {
+        let frames = self.clone();
+        Box::new(move |receiver| frames.receive(receiver))
+    }
+
+    /// Receives nothing more. The threads of the devices end once nobody can give them state any more.
+    fn stop(&self) {
+        drop(self.shared.lock().take());
+        self.line.stop();
+    }
+}
+
+/// Returns a secret for further connections; `None`, with a warning, without randomness: there is one connection then.
+fn secret_for_joins() -> Option<Secret> {
+    new_secret().inspect_err(|error| tracing::warn!(%error, "no secret for further connections")).ok()
 }
 
 /// Tells the source why its migration is refused before it is examined.
@@ -313,9 +414,12 @@ impl std::fmt::Debug for Destination {
 /// The machine and its intake.
 struct Receiving {
     machine: machine::Destination,
-    intake: Arc<Mutex<Intake>>,
+    inflow: Arc<Inflow>,
     arrived: Arc<AtomicU64>,
+    /// Set if the source waits for its state to be confirmed.
+    confirms: Arc<AtomicBool>,
     timeout: Duration,
+    door: Option<Door>,
 }
 
 impl Machine for Receiving {
@@ -337,8 +441,14 @@ impl Machine for Receiving {
 
     fn begins(&mut self, operation: &Operation) {
         if let Operation::Send(Control::Fits(_)) = operation {
-            // The source sends memory and state as soon as it has received this.
-            self.intake.lock().open(self.machine.table(), self.machine.features());
+            // The source sends memory and state, and opens further connections, as soon as it has received this.
+            let machine = &self.machine;
+            let channels = machine.channels();
+            self.inflow.with(|intake| intake.open(machine.table(), machine.features(), channels));
+            self.confirms.store(machine.is_resumable(), Ordering::Relaxed);
+            if let (Some(door), Some(expected)) = (&self.door, machine.joins()) {
+                door.open(expected);
+            }
         }
     }
 
@@ -350,7 +460,7 @@ impl Machine for Receiving {
             self.machine.input(Event::Lost(Error::Silent { side: SOURCE, waited: self.timeout }), now);
         }
         let mut progress = self.machine.progress();
-        progress.done = self.intake.lock().received_bytes();
+        progress.done = self.inflow.with(|intake| intake.intake().received_bytes());
         progress
     }
 }

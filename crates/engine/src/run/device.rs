@@ -104,6 +104,7 @@ impl DeviceHand {
             Operation::QueryPrecopy => self.query_precopy(turn),
             Operation::QueryDataSize => Ok(Done::Bytes(turn.call(|| device.data_size())?)),
             Operation::SendState { limit } => self.send_state(limit, turn),
+            Operation::ResendState { from } => self.resend_state(from, turn),
             Operation::StartLog => self.start_log(turn).map(|()| Done::Nothing),
             Operation::CollectLog { stopped } => self.collect_log(stopped, turn).map(|()| Done::Nothing),
             Operation::StopLog => self.stop_log(turn).map(|()| Done::Nothing),
@@ -184,22 +185,40 @@ impl DeviceHand {
 
     fn send_state(&mut self, limit: Option<u64>, turn: &Turn<'_>) -> Result<Done, Error> {
         let mut sent = Sent::default();
+        let copies = Some(self.transfer.copies()).filter(|copies| limit.is_some() && copies.are_kept());
         while limit.is_none_or(|limit| sent.bytes < limit) {
             if !self.transfer.allows(turn.epoch) {
                 return Err(Error::Interrupted);
             }
             let mut buffer = self.buffers.take().ok_or(Error::Interrupted)?;
+            if let Some(copies) = copies {
+                copies.wait_for_room(&self.transfer, turn)?;
+            }
             let data = session(&mut self.data, &*self.device)?;
             let read = turn.call(|| data.read(&mut buffer))?;
             let SavingRead::Data(count) = read else { break };
             buffer.truncate(count);
             let ends = data.ends_transaction();
+            if let Some(copies) = copies {
+                copies.push(self.number, &buffer, ends);
+            }
             let message = Message::DeviceState { device: self.number, ends, data: &buffer };
-            sent.wire += self.transfer.send(&message, turn)?;
+            sent.wire += self.transfer.send_of_device(self.number, &message, turn)?;
             sent.bytes += count as u64;
             self.transfer.count(count as u64);
         }
         Ok(Done::Sent(sent))
+    }
+
+    /// Sends the state again that the destination lacks: the device gives each byte once.
+    fn resend_state(&mut self, from: u64, turn: &Turn<'_>) -> Result<Done, Error> {
+        let left = self.transfer.copies().after(self.number, from);
+        let (pieces, total) = left.map_err(|misplaced| Error::Protocol(misplaced.to_string()))?;
+        for piece in pieces {
+            let message = Message::DeviceState { device: self.number, ends: piece.ends, data: &piece.data };
+            self.transfer.send(&message, turn)?;
+        }
+        Ok(Done::Bytes(total))
     }
 
     fn save_setup(&mut self, send: bool, turn: &Turn<'_>) -> Result<Sent, Error> {
@@ -213,7 +232,7 @@ impl DeviceHand {
         if let Some(setup) = self.setup.as_ref().filter(|_| send) {
             let data = setup.to_bytes();
             let message = Message::Setup { device: self.number, data: &data };
-            done.wire = self.transfer.send(&message, turn)?;
+            done.wire = self.transfer.send_of_device(self.number, &message, turn)?;
         }
         Ok(done)
     }

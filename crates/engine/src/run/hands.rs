@@ -11,12 +11,13 @@ use whimbrel_user::Migratable;
 use super::ask::Devices;
 use super::buffers::Buffers;
 use super::device::{DeviceHand, Known};
+use super::line::Line;
 use super::owner::OwnerHand;
 use super::stream::StreamHand;
 use super::thread::Settings;
 use super::transfer::Transfer;
 use super::worker::{Item, Task, Worker};
-use crate::channel::{self, Until};
+use crate::channel::Until;
 use crate::error::Error;
 use crate::progress::{Observer, Progress};
 use crate::proto::operation::{Command, Event, Now, Operation, Place};
@@ -236,15 +237,15 @@ impl Hands {
     }
 }
 
-/// Closes the connection in good order. `receiver` gives the receiver back once its thread has ended: what has not been
-/// read is read and dropped, because closing with unread data would make the peer lose the last message.
-pub(super) fn close(transfer: &Transfer, receiver: &mpsc::Receiver<channel::Receiver>, ending: Ending) {
+/// Closes the connection in good order. The receiver comes back once its thread has ended: what has not been read
+/// is read and dropped, because closing with unread data would make the peer lose the last message.
+pub(super) fn close(transfer: &Transfer, line: &Line, ending: Ending) {
     transfer.resume();
     let timeout = if ending == Ending::Lost { Duration::ZERO } else { CLOSING };
     let until = Until::timeout(timeout);
     transfer.finish(until);
     if ending != Ending::Completed
-        && let Ok(mut receiver) = receiver.recv_timeout(timeout)
+        && let Some(mut receiver) = line.receiver(timeout)
         && let Err(error) = receiver.drain(until)
     {
         tracing::debug!(%error, "the peer has not closed the connection");
@@ -269,6 +270,7 @@ mod tests {
     use whimbrel_models::Model;
     use whimbrel_user::{Local, State};
 
+    use super::super::line::NoReplacement;
     use super::super::thread::{named, tests::impossible};
     use super::*;
     use crate::channel::{Interrupt, Sender, Stream};
@@ -286,6 +288,8 @@ mod tests {
             let interrupt = Interrupt::new().unwrap();
             let stream = StreamHand {
                 transfer: Arc::new(Transfer::new(sender, interrupt, END, "peer")),
+                replace: Box::new(NoReplacement),
+                connector: None,
                 ram: None,
                 ledger: Arc::new(Mutex::new(Ledger::new(Vec::new()))),
                 logs: MemoryLogs::new(Vec::new(), Box::new(NoCpuLog)),

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -10,26 +10,38 @@ use parking_lot::Mutex;
 
 use super::buffers::Buffers;
 use super::hands::tell;
+use super::inflow::Inflow;
+use super::transfer::Transfer;
 use super::worker::Item;
-use crate::channel::{Interrupt, MemoryData, Received, Receiver, Until};
+use crate::channel::{ChannelError, Interrupt, MemoryData, Received, Receiver, Until};
 use crate::error::Error;
 use crate::guest::{Blob, BlobName};
+use crate::proto::DESTINATION;
 use crate::proto::control::Control;
-use crate::proto::intake::Intake;
-use crate::proto::message::{DEVICE_STATE_HEAD, Message};
+use crate::proto::lane_intake::LaneIntake;
+use crate::proto::lanes::Share;
+use crate::proto::message::{DEVICE_STATE_HEAD as DEVICE_HEAD, Message};
 use crate::proto::operation::Event;
-use crate::set::{Arrival, Population, Ram};
+use crate::set::{Arrival, Population, Ram, RamError};
 
 /// Receives the destination's answers until it is stopped or the connection ends.
 pub(super) fn receive_answers(
     receiver: &mut Receiver,
     stop: &Interrupt,
     events: &Sender<Event>,
-    peer: &'static str,
-    timeout: Duration,
+    transfer: &Transfer,
 ) {
+    let (peer, timeout) = (DESTINATION, transfer.timeout());
     loop {
         let event = match receiver.next(Until::interrupted(stop)) {
+            Ok(Received::Message(Message::Control(Control::StateTaken { device, bytes })))
+                if transfer.copies().are_kept() =>
+            {
+                match transfer.copies().taken(device, bytes) {
+                    Ok(()) => continue,
+                    Err(misplaced) => Event::Lost(Error::Protocol(misplaced.to_string())),
+                }
+            }
             Ok(Received::Message(Message::Control(control))) => Event::Received(control),
             Ok(Received::Message(other)) => {
                 Event::Lost(Error::Protocol(format!("unexpected {} from the {peer}", other.kind())))
@@ -37,6 +49,8 @@ pub(super) fn receive_answers(
             Ok(Received::Memory(_)) => {
                 Event::Lost(Error::Protocol(format!("unexpected MEMORY from the {peer}")))
             }
+            // It is stopped: the connection is over for this side.
+            Err(ChannelError::Interrupted) => return,
             Err(error) => Event::Lost(Error::of_channel(peer, timeout, error)),
         };
         let is_last = matches!(event, Event::Lost(_));
@@ -46,16 +60,28 @@ pub(super) fn receive_answers(
     }
 }
 
-/// The inbound path of a destination: passes each frame to the hand or the machine that it is for.
+/// The inbound path of a destination, from one connection: passes each frame to the hand or the machine that it is for.
 pub(super) struct Inbound {
+    /// The number of the connection: 0 is the control connection.
+    pub(super) lane: u32,
     pub(super) receiver: Receiver,
-    pub(super) intake: Arc<Mutex<Intake>>,
+    pub(super) stop: Interrupt,
+    pub(super) shared: Shared,
+}
+
+/// The state that the inbound paths of all connections share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) inflow: Arc<Inflow>,
     pub(super) devices: Vec<Sender<Item>>,
     pub(super) ram: Option<Arc<dyn Ram>>,
     pub(super) blobs: Arc<Mutex<Vec<Blob>>>,
     pub(super) buffers: Buffers,
     pub(super) events: Sender<Event>,
+    /// Stops the lanes beside the control connection.
     pub(super) stop: Interrupt,
+    /// Set if the source waits for its state to be confirmed.
+    pub(super) confirms: Arc<AtomicBool>,
     /// The time of the last arrival, in microseconds since `began`.
     pub(super) arrived: Arc<AtomicU64>,
     pub(super) began: Instant,
@@ -63,10 +89,21 @@ pub(super) struct Inbound {
     pub(super) timeout: Duration,
 }
 
+impl Shared {
+    /// Lets the source forget state that has arrived, if there is enough of it.
+    fn confirm(&self) {
+        if self.confirms.load(Ordering::Relaxed) {
+            for (device, bytes) in self.inflow.with(LaneIntake::unconfirmed) {
+                tell(&self.events, Event::StateArrived { device, bytes });
+            }
+        }
+    }
+}
+
 impl Inbound {
     /// Receives until it is stopped, or an error occurs. Another thread populates memory ahead.
     pub(super) fn receive(mut self) -> Receiver {
-        let Some(ram) = self.ram.clone() else {
+        let Some(ram) = self.shared.ram.clone() else {
             self.receive_into(None);
             return self.receiver;
         };
@@ -84,98 +121,122 @@ impl Inbound {
     }
 
     fn receive_into(&mut self, mut arrival: Option<&mut Arrival<'_>>) {
-        loop {
+        // A lane that has reached its mark waits for the others.
+        while self.lane == 0 || self.shared.inflow.wait(self.lane) {
             match self.next(arrival.as_deref_mut()) {
-                Ok(None) => {}
-                Ok(Some(control)) => {
-                    if !tell(&self.events, Event::Received(control)) {
-                        return;
-                    }
-                }
+                Ok(true) => {}
+                // One that is stopped is over for this side.
+                Ok(false) | Err(Error::Interrupted) => return,
                 Err(error) => {
-                    tell(&self.events, Event::Lost(error));
+                    tell(&self.shared.events, Event::Lost(error));
                     return;
                 }
             }
-            let elapsed = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.arrived.store(elapsed, Ordering::Relaxed);
+            let elapsed = u64::try_from(self.shared.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.shared.arrived.store(elapsed, Ordering::Relaxed);
         }
     }
 
-    fn next(&mut self, arrival: Option<&mut Arrival<'_>>) -> Result<Option<Control>, Error> {
+    /// Receives a frame. Returns whether another one may follow.
+    fn next(&mut self, arrival: Option<&mut Arrival<'_>>) -> Result<bool, Error> {
+        let (lane, shared) = (self.lane, &self.shared);
         let until = Until::interrupted(&self.stop);
-        let lost = |error| Error::of_channel(self.peer, self.timeout, error);
+        let lost = |error| Error::of_channel(shared.peer, shared.timeout, error);
         let misplaced = |error: crate::proto::intake::Misplaced| Error::Protocol(error.to_string());
-        match self.receiver.next(until).map_err(lost)? {
+        let received = match self.receiver.next(until) {
+            // The source has nothing more to say on a lane that has reached the last mark.
+            Err(ChannelError::Closed) if lane != 0 && shared.inflow.with(|intake| intake.is_over()) => {
+                return Ok(false);
+            }
+            received => received.map_err(lost)?,
+        };
+        match received {
             Received::Memory(data) => {
-                let (address, length) = (data.address(), data.len());
-                self.intake.lock().memory(address, length as u64).map_err(misplaced)?;
-                take_memory(data, memory(arrival)?, until).map_err(|error| match error {
-                    Taking::Lost(error) => lost(error),
-                    Taking::Ram(error) => error,
-                })?;
-                Ok(None)
+                let (address, length) = (data.address(), data.len() as u64);
+                let share = shared.inflow.with(|intake| intake.memory(lane, address, length));
+                let arrival = memory(arrival, share.map_err(misplaced)?)?;
+                take_memory(data, arrival, until)?.map_err(lost)?;
+                Ok(true)
             }
             Received::Message(Message::Control(control)) => {
-                self.intake.lock().control(&control).map_err(misplaced)?;
-                Ok(Some(control))
+                // The events keep the order in which the messages are recorded.
+                let is_heard = shared.inflow.with(|intake| {
+                    let released = intake.control(lane, control).map_err(misplaced)?;
+                    Ok::<_, Error>(
+                        released.into_iter().all(|control| tell(&shared.events, Event::Received(control))),
+                    )
+                })?;
+                shared.inflow.wake();
+                Ok(is_heard)
             }
             Received::Message(Message::Memory { address, data }) => {
-                self.intake.lock().memory(address, data.len() as u64).map_err(misplaced)?;
-                memory(arrival)?.write(address, data)?;
-                Ok(None)
+                let length = data.len() as u64;
+                let share = shared.inflow.with(|intake| intake.memory(lane, address, length));
+                memory(arrival, share.map_err(misplaced)?)?.write(address, data)?;
+                Ok(true)
             }
             Received::Message(Message::MemoryZero { address, length }) => {
-                self.intake.lock().memory(address, length).map_err(misplaced)?;
-                memory(arrival)?.clear(address, length)?;
-                Ok(None)
+                let share = shared.inflow.with(|intake| intake.memory(lane, address, length));
+                memory(arrival, share.map_err(misplaced)?)?.clear(address, length)?;
+                Ok(true)
             }
             Received::Message(Message::DeviceState { device, ends, data }) => {
                 let length = data.len();
-                let ends = self.intake.lock().state(device, length, ends).map_err(misplaced)?;
-                let part = DEVICE_STATE_HEAD..DEVICE_STATE_HEAD + length;
-                let taken = self.buffers.take_payload(&mut self.receiver, part);
-                let buffer = taken.ok_or(Error::Interrupted)?;
+                let ends = shared
+                    .inflow
+                    .with(|intake| intake.state(lane, device, length, ends))
+                    .map_err(misplaced)?;
+                let part = DEVICE_HEAD..DEVICE_HEAD + length;
+                let taken = shared.buffers.take_payload(&mut self.receiver, part);
+                let data = taken.ok_or(Error::Interrupted)?;
                 // A device whose thread has ended is later found to be overdue.
-                let _ = self.devices[device as usize].send(Item::State { data: buffer, ends });
-                Ok(None)
+                let _ = shared.devices[device as usize].send(Item::State { data, ends });
+                shared.confirm();
+                Ok(true)
             }
             Received::Message(Message::Setup { device, data }) => {
-                self.intake.lock().setup(device).map_err(misplaced)?;
-                let _ = self.devices[device as usize].send(Item::Setup(data.to_vec()));
-                Ok(None)
+                let part = DEVICE_HEAD..DEVICE_HEAD + data.len();
+                shared.inflow.with(|intake| intake.setup(lane, device)).map_err(misplaced)?;
+                let taken = shared.buffers.take_payload(&mut self.receiver, part);
+                let _ = shared.devices[device as usize].send(Item::Setup(taken.ok_or(Error::Interrupted)?));
+                Ok(true)
             }
             Received::Message(Message::Blob { name, version, last, data }) => {
-                self.intake.lock().blob(name, version, last, data.len()).map_err(misplaced)?;
-                let mut blobs = self.blobs.lock();
+                shared
+                    .inflow
+                    .with(|intake| intake.blob(lane, name, version, last, data.len()))
+                    .map_err(misplaced)?;
+                let mut blobs = shared.blobs.lock();
                 if let Some(blob) = blobs.iter_mut().find(|blob| blob.name.name == name) {
                     blob.data.extend_from_slice(data);
                 } else {
                     let name = BlobName { name: name.to_string(), version };
                     blobs.push(Blob { name, data: data.to_vec() });
                 }
-                Ok(None)
+                Ok(true)
             }
             Received::Message(Message::Padding { .. }) => {
-                self.intake.lock().padding().map_err(misplaced)?;
-                Ok(None)
+                shared.inflow.with(|intake| intake.padding(lane)).map_err(misplaced)?;
+                Ok(true)
             }
         }
     }
 }
 
-enum Taking {
-    Lost(crate::channel::ChannelError),
-    Ram(Error),
+/// Returns the memory that arrives, of which this is the share of a lane, or an error if this migration has no memory.
+fn memory<'a, 'b>(arrival: Option<&'a mut Arrival<'b>>, share: Share) -> Result<&'a mut Arrival<'b>, Error> {
+    let arrival = arrival.ok_or_else(|| Error::Protocol("unexpected MEMORY from the source".into()))?;
+    arrival.set_share(share);
+    Ok(arrival)
 }
 
-/// Returns the memory that arrives, or an error if this migration has no memory.
-fn memory<'a, 'b>(arrival: Option<&'a mut Arrival<'b>>) -> Result<&'a mut Arrival<'b>, Error> {
-    arrival.ok_or_else(|| Error::Protocol("unexpected MEMORY from the source".into()))
-}
-
-/// Reads memory directly into its place. It is checked afterwards, because it is not used before END.
-fn take_memory(mut data: MemoryData<'_>, arrival: &mut Arrival<'_>, until: Until<'_>) -> Result<(), Taking> {
+/// Reads memory directly into its place. It is checked afterwards, because it is not used before END. The outer error is that
+/// of the memory, the inner one that of the connection.
+fn take_memory(
+    mut data: MemoryData<'_>,
+    arrival: &mut Arrival<'_>,
+    until: Until<'_>,
+) -> Result<Result<(), ChannelError>, RamError> {
     let (address, length) = (data.address(), data.len() as u64);
     let mut lost = None;
     let received = arrival.receive(address, length, &mut |place| match data.read_into(place, until) {
@@ -185,9 +246,9 @@ fn take_memory(mut data: MemoryData<'_>, arrival: &mut Arrival<'_>, until: Until
             ControlFlow::Break(())
         }
     });
-    match (lost, received) {
-        (Some(error), _) => Err(Taking::Lost(error)),
-        (None, Err(error)) => Err(Taking::Ram(error.into())),
-        (None, Ok(())) => data.finish(until).map_err(Taking::Lost),
+    if let Some(error) = lost {
+        return Ok(Err(error));
     }
+    received?;
+    Ok(data.finish(until))
 }

@@ -1,6 +1,7 @@
 //! The source: the side that has the devices and sends them.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -13,41 +14,46 @@ use super::ask::{Devices, IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
-use super::hands::{Ending, Hands, Machine, NotStarted, close, spawn};
+use super::hands::{Ending, Hands, Machine, NotStarted, close};
 use super::journal::Journal;
+use super::line::{Line, Redial, Replace};
 use super::owner::OwnerHand;
 use super::receiver::receive_answers;
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
-use crate::channel::{Channel, Interrupt, Receiver, Sender};
+use crate::channel::{Channel, Connect, Interrupt, Receiver, Sender};
 use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
 use crate::outcome::{Outcome, SendError};
 use crate::progress::{Observer, Progress, Silent};
-use crate::proto::control::Table;
+use crate::proto::check::History;
+use crate::proto::control::{Control, Table};
 use crate::proto::negotiate::{Feature, Offer};
-use crate::proto::operation::{Command, Event, Now};
+use crate::proto::operation::{Command, Event, Now, Operation};
 use crate::proto::source::{self as machine, Plan, SourceOptions};
 use crate::proto::{DESTINATION, table};
 use crate::report::Report;
-use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
+use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, SharedLedger, identity_of};
 
 /// A migration about to be sent.
 ///
 /// It owns the devices until it ends. If a driver does not return from a call, only the other devices come back. A
 /// program that uses its devices meanwhile keeps another handle to them.
 pub struct Source {
-    devices: Vec<Box<dyn Migratable>>,
-    ram: Option<Arc<dyn Ram>>,
-    cpu_log: Box<dyn CpuLog>,
-    address_spaces: Vec<Box<dyn DirtySource + Send>>,
-    guest: Box<dyn Guest>,
+    pub(super) devices: Vec<Box<dyn Migratable>>,
+    pub(super) ram: Option<Arc<dyn Ram>>,
+    pub(super) cpu_log: Box<dyn CpuLog>,
+    pub(super) address_spaces: Vec<Box<dyn DirtySource + Send>>,
+    pub(super) guest: Box<dyn Guest>,
     observer: Box<dyn Observer>,
-    options: SourceOptions,
-    features: BTreeSet<Feature>,
+    pub(super) options: SourceOptions,
+    pub(super) features: BTreeSet<Feature>,
+    /// The reports of earlier migrations, for a check.
+    pub(super) histories: Vec<History>,
     journal: Option<Journal>,
     cancel: Cancel,
+    connector: Option<Box<dyn Connect>>,
 }
 
 /// A migration that has ended at the source.
@@ -71,8 +77,10 @@ impl Source {
             observer: Box::new(Silent),
             options: SourceOptions::default(),
             features: BTreeSet::from(Feature::ALL),
+            histories: Vec::new(),
             journal: None,
             cancel: Cancel::new(),
+            connector: None,
         }
     }
 
@@ -110,7 +118,7 @@ impl Source {
     /// Sets the bounds.
     #[must_use]
     pub fn options(mut self, options: SourceOptions) -> Self {
-        self.options = options.within_clock();
+        self.options = options.within_bounds();
         self
     }
 
@@ -118,6 +126,14 @@ impl Source {
     #[must_use]
     pub fn features(mut self, features: impl IntoIterator<Item = Feature>) -> Self {
         self.features = features.into_iter().collect();
+        self
+    }
+
+    /// Adds the report of an earlier migration of the same kind of devices, from which a [check](Source::check_with) takes the
+    /// costs of transitions. Without one they are unknown.
+    #[must_use]
+    pub fn history(mut self, history: History) -> Self {
+        self.histories.push(history);
         self
     }
 
@@ -136,7 +152,15 @@ impl Source {
         self
     }
 
-    /// Migrates the devices over a channel.
+    /// Sets the means to open further connections to the destination: see [`SourceOptions::channels`] and
+    /// [`SourceOptions::reconnect`].
+    #[must_use]
+    pub fn connector(mut self, connector: impl Connect + 'static) -> Self {
+        self.connector = Some(Box::new(connector));
+        self
+    }
+
+    /// Migrates the devices over a channel, the control connection. Without a [connector](Source::connector) it is the only one.
     pub fn send(self, channel: impl Channel + 'static) -> Sent {
         self.send_over(Arc::new(channel))
     }
@@ -181,11 +205,15 @@ impl Source {
         if !table.blobs.is_empty() {
             needs.insert(Feature::Blobs);
         }
+        let may_join = self.connector.is_some() && self.features.contains(&Feature::Lanes);
+        let channels = if may_join { self.options.channels } else { 1 };
         let offer = Offer::new(uuid::Uuid::new_v4().as_u128(), &self.features, &needs);
+        let can_reconnect = self.connector.is_some() && self.features.contains(&Feature::Resume);
+        let reconnect = if can_reconnect { self.options.reconnect } else { Duration::ZERO };
+        let offer = offer.with_channels(channels).with_reconnect(reconnect);
         let plan = Plan { offer, table, options: self.options };
-        let interrupts = Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?)));
-        match interrupts {
-            Ok((write, read)) => self.run(plan, devices, channel, write, read),
+        match Interrupt::new() {
+            Ok(write) => self.run(plan, devices, channel, write),
             Err(error) => untouched(Error::Thread(error), devices.into_iter().map(Some).collect()),
         }
     }
@@ -196,7 +224,6 @@ impl Source {
         devices: Vec<Box<dyn Migratable>>,
         channel: Arc<dyn Channel>,
         write: Interrupt,
-        read: Interrupt,
     ) -> Sent {
         let timeout = self.options.timeout;
         let transfer = Transfer::new(Sender::new(channel.clone()), write, timeout, DESTINATION);
@@ -207,8 +234,12 @@ impl Source {
         let known = Known { state: Some(State::Running), is_covered: !self.address_spaces.is_empty() };
         let logs = MemoryLogs::new(self.address_spaces, self.cpu_log);
         let cpu_choice = logs.cpu_choice();
+        let line = Line::default();
+        let answers = Answers { transfer: transfer.clone(), line: line.clone(), events: Arc::default() };
         let stream = StreamHand {
             transfer: transfer.clone(),
+            replace: answers.replacing(),
+            connector: self.connector,
             ram: self.ram,
             pagemap: Pagemap::new(),
             ledger: ledger.clone(),
@@ -225,17 +256,12 @@ impl Source {
                 return Sent { result: Err(SendError::new(cause, Outcome::Untouched)), devices };
             }
         };
-        let (back, receiver_back) = mpsc::sync_channel(1);
-        let (its_events, stop) = (events.clone(), read.clone());
-        let mut receiver = Receiver::new(channel);
-        let spawned = spawn("answers", move || {
-            receive_answers(&mut receiver, &stop, &its_events, DESTINATION, timeout);
-            // After a successful migration it has no receiver.
-            let _ = back.send(receiver);
-        });
+        *answers.events.lock() = Some(events.clone());
+        let spawned = answers.receive(Receiver::new(channel));
         let mut sending = Sending {
             machine: machine::Source::new(plan, Duration::ZERO),
             transfer: transfer.clone(),
+            ledger,
             moved_before: 0,
             shown: None,
         };
@@ -246,19 +272,24 @@ impl Source {
         hands.work(&mut sending, &mut *self.observer);
         let result = sending.machine.result();
         buffers.close();
-        read.set();
+        line.stop();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
-        close(&transfer, &receiver_back, Ending::of(failure));
+        close(&transfer, &line, Ending::of(failure));
+        let lanes = transfer.lane_reports();
         let result = match result {
             Some(Ok(mut report)) => {
+                report.lanes = lanes;
                 for (device, hand) in report.devices.iter_mut().zip(&devices) {
                     device.dirty_log = hand.as_ref().map(DeviceHand::choice);
                 }
                 report.cpu_log = Some(cpu_choice);
                 Ok(report)
             }
-            Some(Err(error)) => Err(error),
+            Some(Err(mut error)) => {
+                error.report.lanes = lanes;
+                Err(error)
+            }
             None => Err(SendError::new(Error::Interrupted, Outcome::Unknown)),
         };
         Sent { result, devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect() }
@@ -278,10 +309,39 @@ impl std::fmt::Debug for Source {
     }
 }
 
+/// The reception of the destination's answers, on the first connection and on those that replace it.
+#[derive(Clone)]
+struct Answers {
+    transfer: Arc<Transfer>,
+    line: Line,
+    /// The recipient of the answers, once it exists.
+    events: Arc<Mutex<Option<mpsc::Sender<Event>>>>,
+}
+
+impl Answers {
+    fn receive(&self, mut receiver: Receiver) -> io::Result<()> {
+        let (transfer, events) = (self.transfer.clone(), self.events.lock().clone());
+        self.line.start("answers", move |stop| {
+            if let Some(events) = events {
+                receive_answers(&mut receiver, stop, &events, &transfer);
+            }
+            receiver
+        })
+    }
+
+    /// Returns the replacement of a lost connection.
+    fn replacing(&self) -> Box<dyn Replace> {
+        let answers = self.clone();
+        let listen = Box::new(move |receiver| answers.receive(receiver));
+        Box::new(Redial { line: self.line.clone(), listen, next: None })
+    }
+}
+
 /// The machine, and the amount of data that its hands have moved.
 struct Sending {
     machine: machine::Source,
     transfer: Arc<Transfer>,
+    ledger: Arc<SharedLedger>,
     /// Bytes moved when the current phase began.
     moved_before: u64,
     shown: Option<crate::progress::Phase>,
@@ -302,6 +362,15 @@ impl Machine for Sending {
 
     fn span(&self) -> &tracing::Span {
         self.machine.span()
+    }
+
+    fn begins(&mut self, operation: &Operation) {
+        if let Operation::Send(Control::Table(table)) = operation
+            && let Some(window) = self.machine.keeps_state()
+        {
+            self.transfer.copies().keep(table.devices.len(), window);
+            self.ledger.lock().keep_rounds();
+        }
     }
 
     fn progress(&mut self, now: Now) -> Progress {

@@ -4,19 +4,29 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::lanes::{each_lane, open_lanes};
+use super::line::Replace;
 use super::read_ahead::send_batches;
 use super::transfer::Transfer;
 use super::worker::{Hand, Turn};
+use crate::channel::Connect;
 use crate::error::Error;
 use crate::guest::Blob;
+use crate::progress::DirtyRange;
+use crate::proto::control::Control;
 use crate::proto::frame::CHUNK;
+use crate::proto::lanes::Share;
 use crate::proto::message::Message;
 use crate::proto::operation::{Done, Operation, Sent};
-use crate::set::{MemoryLogs, Pagemap, Ram, Scan, SharedLedger, Stretch};
+use crate::set::{Batch, MemoryLogs, Pagemap, Ram, Scan, SharedLedger, Stretch, Walk};
 
 /// The memory of a side, and the sender for it.
 pub(super) struct StreamHand {
     pub(super) transfer: Arc<Transfer>,
+    /// The replacement of a lost connection.
+    pub(super) replace: Box<dyn Replace>,
+    /// Opens further connections, at a source that has one.
+    pub(super) connector: Option<Box<dyn Connect>>,
     pub(super) ram: Option<Arc<dyn Ram>>,
     /// The holes of anonymous memory, read once for all rounds.
     pub(super) pagemap: Pagemap,
@@ -30,24 +40,26 @@ impl StreamHand {
     fn send_memory(&mut self, turn: &Turn<'_>) -> Result<Sent, Error> {
         let Some(ram) = &self.ram else { return Ok(Sent::default()) };
         let dirty = self.ledger.lock().take();
-        let scan = Scan::new(&**ram, &self.pagemap, dirty);
-        let mut sent = Sent::default();
-        sent.scanning = send_batches(scan, |batch| {
-            for stretch in batch.stretches() {
-                let (message, length) = match stretch {
-                    Stretch::Zero { address, length } => {
-                        sent.zero += length;
-                        (Message::MemoryZero { address, length }, length)
-                    }
-                    Stretch::Data { address, data } => (Message::Memory { address, data }, data.len() as u64),
-                };
-                sent.bytes += length;
-                sent.wire += self.transfer.send(&message, turn)?;
-                self.transfer.count(length);
+        let lanes = self.transfer.lanes();
+        if lanes == 1 {
+            let mut sent = Sent::default();
+            let scan = Scan::new(&**ram, &self.pagemap, dirty);
+            sent.scanning =
+                send_batches(scan, |batch| send_batch(&self.transfer, 0, batch, &mut sent, turn))?;
+            return Ok(sent);
+        }
+        let (transfer, pagemap) = (&*self.transfer, &self.pagemap);
+        let walk = Walk::new(&**ram, pagemap, dirty);
+        each_lane(lanes, |lane| {
+            let mut sent = Sent::default();
+            let mut scan = walk.scan(Share::new(lane, lanes));
+            let mut batch = Batch::default();
+            while scan.fill(&mut batch)? {
+                send_batch(transfer, lane, &batch, &mut sent, turn)?;
             }
-            Ok(())
-        })?;
-        Ok(sent)
+            sent.scanning = scan.scanning();
+            Ok(sent)
+        })
     }
 
     fn send_blobs(&mut self, turn: &Turn<'_>) -> Result<Sent, Error> {
@@ -67,17 +79,49 @@ impl StreamHand {
         Ok(sent)
     }
 
-    fn send_padding(&mut self, mut left: u64, turn: &Turn<'_>) -> Result<Sent, Error> {
-        let mut sent = Sent::default();
+    fn send_padding(&mut self, bytes: u64, turn: &Turn<'_>) -> Result<Sent, Error> {
         let padding = vec![0; CHUNK];
-        while left > 0 {
-            let count = left.min(CHUNK as u64);
-            let message = Message::Padding { data: &padding[..count as usize] };
-            sent.wire += self.transfer.send(&message, turn)?;
-            left -= count;
-        }
-        Ok(sent)
+        let lanes = self.transfer.lanes();
+        each_lane(lanes, |lane| {
+            let mut sent = Sent::default();
+            let mut left = bytes / u64::from(lanes);
+            while left > 0 {
+                let count = left.min(CHUNK as u64);
+                let message = Message::Padding { data: &padding[..count as usize] };
+                sent.wire += self.transfer.send_on(lane, &message, turn)?;
+                left -= count;
+            }
+            Ok(sent)
+        })
     }
+
+    fn mark_lanes(&mut self, number: u32, turn: &Turn<'_>) -> Result<(), Error> {
+        let mark = Message::Control(Control::Mark { number });
+        (1..self.transfer.lanes()).try_for_each(|lane| self.transfer.send_now_on(lane, &mark, turn).map(drop))
+    }
+}
+
+/// Sends the stretches of a batch on a lane, and counts them.
+fn send_batch(
+    transfer: &Transfer,
+    lane: u32,
+    batch: &Batch,
+    sent: &mut Sent,
+    turn: &Turn<'_>,
+) -> Result<(), Error> {
+    for stretch in batch.stretches() {
+        let (message, length) = match stretch {
+            Stretch::Zero { address, length } => {
+                sent.zero += length;
+                (Message::MemoryZero { address, length }, length)
+            }
+            Stretch::Data { address, data } => (Message::Memory { address, data }, data.len() as u64),
+        };
+        sent.bytes += length;
+        sent.wire += transfer.send_on(lane, &message, turn)?;
+        transfer.count(length);
+    }
+    Ok(())
 }
 
 impl Hand for StreamHand {
@@ -86,6 +130,14 @@ impl Hand for StreamHand {
             Operation::Send(control) => {
                 self.transfer.send_now(&Message::Control(control), turn).map(|_| Done::Nothing)
             }
+            Operation::OpenLanes { migration, secret, channels } => {
+                let Some(connector) = &mut self.connector else {
+                    return Err(Error::Protocol("further connections without a connector".into()));
+                };
+                open_lanes(&mut **connector, &self.transfer, migration, secret, channels, turn)
+                    .map(|()| Done::Nothing)
+            }
+            Operation::MarkLanes(number) => self.mark_lanes(number, turn).map(|()| Done::Nothing),
             Operation::StartMemoryLogs => {
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);
                 turn.call(|| logs.start(ledger)).map(|()| Done::Nothing)
@@ -93,7 +145,11 @@ impl Hand for StreamHand {
             Operation::CollectMemoryLogs { stopped } => {
                 let Some(ram) = &self.ram else { return Ok(Done::Bytes(0)) };
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);
-                turn.call(|| logs.collect(&**ram, ledger, stopped)).map(Done::Bytes)
+                let bytes = turn.call(|| logs.collect(&**ram, ledger, stopped))?;
+                // After the stop nobody is to blame any more.
+                let most = if stopped { None } else { ledger.lock().dirtiest() };
+                let most = most.map(|(part, dirty)| DirtyRange { start: part.start, size: part.size, dirty });
+                Ok(Done::Dirty { bytes, most })
             }
             Operation::StopMemoryLogs => {
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);
@@ -103,7 +159,17 @@ impl Hand for StreamHand {
             Operation::SendMemory => self.send_memory(turn).map(Done::Sent),
             Operation::SendBlobs => self.send_blobs(turn).map(Done::Sent),
             Operation::SendPadding(bytes) => self.send_padding(bytes, turn).map(Done::Sent),
-            other => Err(Error::Protocol(format!("{other} is not asked of the stream"))),
+            Operation::RoundArrived => {
+                self.ledger.lock().round_arrived();
+                self.transfer.copies().all_taken();
+                Ok(Done::Nothing)
+            }
+            Operation::RoundLost => {
+                let mut ledger = self.ledger.lock();
+                ledger.round_lost();
+                Ok(Done::Bytes(ledger.bytes_left()))
+            }
+            other => self.replace.perform(other, self.connector.as_deref_mut(), &self.transfer, turn),
         }
     }
 }

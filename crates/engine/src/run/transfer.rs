@@ -1,31 +1,55 @@
-//! The outbound path: one framed sender, shared by all threads of a side, each of which sends whole frames.
+//! The outbound path: a framed sender for each connection, shared by all threads of a side, each of which sends whole frames.
 
 use std::num::NonZeroU64;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::copies::Copies;
 use super::pace::Pace;
 use super::worker::Turn;
 use crate::channel::{ChannelError, Interrupt, Sender, Until, WaitError};
 use crate::error::Error;
 use crate::proto::frame::HEADER_BYTES;
+use crate::proto::lanes::Share;
 use crate::proto::message::Message;
+use crate::report::LaneReport;
 
-/// The shared sender.
+/// The shared senders.
 #[derive(Debug)]
 pub(super) struct Transfer {
-    sender: Mutex<Sender>,
+    control: Lane,
+    /// The lanes from 1 on, once they have been opened.
+    further: OnceLock<Vec<Lane>>,
     interrupt: Interrupt,
     /// The number of interruptions. Operations of an earlier epoch send nothing more.
     epoch: AtomicU64,
+    /// The first error of a lane since the last interruption: it ends what all lanes do, with the same error.
+    broken: Mutex<Option<Error>>,
     /// The timeout for the peer to accept one frame.
     timeout: Duration,
     peer: &'static str,
     pace: Option<Pace>,
     /// Bytes of memory and state sent, for observers.
     moved: AtomicU64,
+    /// The state that may have to be sent again.
+    copies: Copies,
+}
+
+/// A connection.
+#[derive(Debug)]
+struct Lane {
+    sender: Mutex<Sender>,
+    /// The time in which it sent, in nanoseconds.
+    sending: AtomicU64,
+}
+
+impl Lane {
+    fn new(sender: Sender) -> Lane {
+        Lane { sender: Mutex::new(sender), sending: AtomicU64::new(0) }
+    }
 }
 
 impl Transfer {
@@ -36,14 +60,48 @@ impl Transfer {
         peer: &'static str,
     ) -> Transfer {
         Transfer {
-            sender: Mutex::new(sender),
+            control: Lane::new(sender),
+            further: OnceLock::new(),
             interrupt,
             epoch: AtomicU64::new(0),
+            broken: Mutex::new(None),
             timeout,
             peer,
             pace: None,
             moved: AtomicU64::new(0),
+            copies: Copies::default(),
         }
+    }
+
+    /// Adds the lanes from 1 on, once.
+    pub(super) fn add_lanes(&self, senders: Vec<Sender>) {
+        // Nobody has added others.
+        let _ = self.further.set(senders.into_iter().map(Lane::new).collect());
+    }
+
+    /// Returns the number of lanes, the control connection included.
+    pub(super) fn lanes(&self) -> u32 {
+        1 + u32::try_from(self.further().len()).unwrap_or(u32::MAX - 1)
+    }
+
+    fn further(&self) -> &[Lane] {
+        self.further.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns a lane, or the control connection if there is no such lane.
+    fn lane(&self, lane: u32) -> &Lane {
+        let further = (lane as usize).checked_sub(1).and_then(|index| self.further().get(index));
+        further.unwrap_or(&self.control)
+    }
+
+    /// Returns what each lane has sent.
+    pub(super) fn lane_reports(&self) -> Vec<LaneReport> {
+        let all = std::iter::once(&self.control).chain(self.further());
+        all.map(|lane| {
+            let sending = Duration::from_nanos(lane.sending.load(Ordering::Relaxed));
+            LaneReport::new(lane.sender.lock().bytes(), sending)
+        })
+        .collect()
     }
 
     /// Limits the bytes sent in a second, if there is a limit.
@@ -51,14 +109,49 @@ impl Transfer {
         Transfer { pace: bytes_per_second.map(Pace::new), ..self }
     }
 
-    /// Sends a message, or gathers it, and returns its bytes on the wire.
+    /// Returns the state that may have to be sent again.
+    pub(super) fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    /// Returns the timeout for the peer to accept one frame.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Sends on another control connection from here on. The one before is closed once nobody receives from it any more.
+    pub(super) fn replace(&self, sender: Sender, turn: &Turn<'_>) -> Result<(), Error> {
+        let mut ours = self.control.sender.lock();
+        if !self.allows(turn.epoch) {
+            return Err(Error::Interrupted);
+        }
+        *ours = sender;
+        Ok(())
+    }
+
+    /// Sends a message on the control connection, or gathers it, and returns its bytes on the wire.
     pub(super) fn send(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
-        self.keep_pace(message)?;
-        self.with(turn, |sender, until| sender.send(message, until))
+        self.send_on(0, message, turn)
+    }
+
+    /// Sends a message on a lane, or gathers it, and returns its bytes on the wire.
+    pub(super) fn send_on(&self, lane: u32, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
+        self.keep_pace(message, turn)?;
+        self.with(lane, turn, |sender, until| sender.send(message, until))
+    }
+
+    /// Sends a message of a device on its lane, or gathers it, and returns its bytes on the wire.
+    pub(super) fn send_of_device(
+        &self,
+        device: u32,
+        message: &Message<'_>,
+        turn: &Turn<'_>,
+    ) -> Result<u64, Error> {
+        self.send_on(Share::lane_of_device(device, self.lanes()), message, turn)
     }
 
     /// Waits until the limit allows a message with data. Those without are not counted: they are small, and urgent.
-    fn keep_pace(&self, message: &Message<'_>) -> Result<(), Error> {
+    fn keep_pace(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<(), Error> {
         let Some(pace) = &self.pace else { return Ok(()) };
         let (Message::Memory { data, .. }
         | Message::DeviceState { data, .. }
@@ -70,46 +163,95 @@ impl Transfer {
         let start = pace.reserve(HEADER_BYTES + data.len(), Instant::now());
         match Until::new(start, &self.interrupt).sleep() {
             WaitError::TimedOut => Ok(()),
-            error => Err(Error::of_channel(self.peer, self.timeout, error.into())),
+            error => Err(self.failed(Error::of_channel(self.peer, self.timeout, error.into()), turn)),
         }
     }
 
-    /// Sends a message and all gathered bytes.
+    /// Sends a message on the control connection, and all bytes gathered there.
     pub(super) fn send_now(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
-        self.with(turn, |sender, until| sender.send_now(message, until))
+        self.send_now_on(0, message, turn)
+    }
+
+    /// Sends a message on a lane, and all bytes gathered there.
+    pub(super) fn send_now_on(
+        &self,
+        lane: u32,
+        message: &Message<'_>,
+        turn: &Turn<'_>,
+    ) -> Result<u64, Error> {
+        self.with(lane, turn, |sender, until| sender.send_now(message, until))
     }
 
     fn with(
         &self,
+        lane: u32,
         turn: &Turn<'_>,
         send: impl FnOnce(&mut Sender, Until<'_>) -> Result<(), ChannelError>,
     ) -> Result<u64, Error> {
-        let mut sender = self.sender.lock();
+        let lane = self.lane(lane);
+        let mut sender = lane.sender.lock();
         if !self.allows(turn.epoch) {
             return Err(Error::Interrupted);
         }
         let before = sender.bytes();
+        let began = Instant::now();
         // One deadline for the whole frame, however slow the transfer is.
-        let deadline = Instant::now() + self.timeout;
+        let deadline = began + self.timeout;
         let until = Until::new(deadline, &self.interrupt);
         let mut result = send(&mut sender, until);
+        let now = Instant::now();
         // The sender keeps bytes that it could not send in time, so a peer that does not read is detected here.
-        if result.is_ok() && sender.is_behind() && Instant::now() >= deadline {
+        if result.is_ok() && sender.is_behind() && now >= deadline {
             result = Err(ChannelError::TimedOut);
         }
-        result.map_err(|error| Error::of_channel(self.peer, self.timeout, error))?;
+        let took = u64::try_from((now - began).as_nanos()).unwrap_or(u64::MAX);
+        lane.sending.fetch_add(took, Ordering::Relaxed);
+        result.map_err(|error| self.failed(Error::of_channel(self.peer, self.timeout, error), turn))?;
         Ok(sender.bytes() - before)
     }
 
-    /// Gives the sender to `work`, while no operation sends.
-    pub(super) fn with_sender<T>(&self, work: impl FnOnce(&mut Sender) -> T) -> T {
-        work(&mut self.sender.lock())
+    /// Runs `work` with the interrupt, and the timeout for an answer of the peer.
+    pub(super) fn with_interrupt<T>(
+        &self,
+        turn: &Turn<'_>,
+        work: impl FnOnce(&Interrupt, Duration) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.allows(turn.epoch) { work(&self.interrupt, self.timeout) } else { Err(Error::Interrupted) }
     }
 
-    /// Tells the peer that nothing follows.
+    /// Returns the error to report. One of a lane ends what the other lanes do, as that of the only one would.
+    fn failed(&self, error: Error, turn: &Turn<'_>) -> Error {
+        // What was interrupted has nothing to end any more.
+        if self.further().is_empty() || !self.allows(turn.epoch) {
+            return error;
+        }
+        let mut broken = self.broken.lock();
+        match (&*broken, &error) {
+            (Some(first), Error::Interrupted) => first.again(),
+            (_, Error::Interrupted) => error,
+            _ => {
+                broken.get_or_insert_with(|| error.again());
+                self.interrupt.set();
+                error
+            }
+        }
+    }
+
+    /// Gives the sender of the control connection to `work`, while no operation sends.
+    pub(super) fn with_sender<T>(&self, work: impl FnOnce(&mut Sender) -> T) -> T {
+        work(&mut self.control.sender.lock())
+    }
+
+    /// Tells the peer that nothing follows: on the lanes as far as that needs no wait, because the control connection tells
+    /// it the reason.
     pub(super) fn finish(&self, until: Until<'_>) {
-        if let Err(error) = self.sender.lock().finish(until) {
+        if let Err(error) = self.control.sender.lock().finish(until) {
             tracing::debug!(%error, "the connection could not be closed in good order");
+        }
+        for lane in self.further() {
+            if let Err(error) = lane.sender.lock().finish(Until::now()) {
+                tracing::debug!(%error, "a lane could not be closed in good order");
+            }
         }
     }
 
@@ -127,6 +269,7 @@ impl Transfer {
     /// one.
     pub(super) fn interrupt(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.broken.lock().take();
         self.interrupt.set();
     }
 

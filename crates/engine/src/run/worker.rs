@@ -28,7 +28,7 @@ pub(super) enum Item {
         ends: Option<bool>,
     },
     /// A device's setup that has arrived.
-    Setup(Vec<u8>),
+    Setup(Buffer),
 }
 
 /// An operation to execute.

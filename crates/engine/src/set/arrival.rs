@@ -5,6 +5,7 @@ use whimbrel_protocol::dirty::{PageBitmap, Run};
 use super::memory::{PAGE, Ram, RamError, RamRegion, Receive};
 use super::pagemap::Pagemap;
 use super::populate::Population;
+use crate::proto::lanes::{STRIPE, Share};
 
 /// The maximum number of bytes populated ahead of the data.
 const WINDOW: u64 = 16 << 20;
@@ -19,7 +20,7 @@ const MAX_STRETCHES: usize = 1 << 16;
 /// The destination's memory while it arrives. It tracks the pages that may hold non-zero data, so that clearing zero
 /// pages again is nearly free, however often the peer requests it.
 ///
-/// No other thread or device may write the memory as long as this exists.
+/// No other thread or device may write the memory as long as this exists, except other lanes their own share of it.
 ///
 /// ```
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -45,8 +46,10 @@ pub struct Arrival<'a> {
     ram: &'a dyn Ram,
     pagemap: Pagemap,
     regions: Vec<Region>,
+    /// The part of the memory that arrives here.
+    share: Share,
     population: Option<&'a Population>,
-    /// The last contiguous data that arrived: start and end.
+    /// The last contiguous data that arrived, apart from what is of other shares: its size, and the address that follows.
     piece: (u64, u64),
     /// The end of the memory populated ahead of `piece`.
     requested: u64,
@@ -67,7 +70,20 @@ impl<'a> Arrival<'a> {
     /// Returns the memory as it is before any data has arrived.
     pub fn new(ram: &'a dyn Ram) -> Arrival<'a> {
         let regions = ram.regions().into_iter().map(Region::new).collect();
-        Arrival { ram, pagemap: Pagemap::new(), regions, population: None, piece: (0, 0), requested: 0 }
+        Arrival {
+            ram,
+            pagemap: Pagemap::new(),
+            regions,
+            share: Share::ALL,
+            population: None,
+            piece: (0, 0),
+            requested: 0,
+        }
+    }
+
+    /// Sets the share of the memory that arrives here: that of a lane. All of it by default.
+    pub fn set_share(&mut self, share: Share) {
+        self.share = share;
     }
 
     /// Makes another thread populate memory ahead of the data ([`Population::run`]). The thread ends when this is
@@ -120,14 +136,21 @@ impl<'a> Arrival<'a> {
         };
         let end = address + length;
         if address != self.piece.1 || address == region.range.start {
-            self.piece.0 = address;
+            self.piece.0 = 0;
             self.requested = address;
         }
-        self.piece.1 = end;
-        let ahead = ((end - self.piece.0) / AHEAD).min(WINDOW);
+        self.piece = (self.piece.0 + length, self.share.from(end));
+        let window = if self.share == Share::ALL { WINDOW } else { STRIPE };
+        let ahead = (self.piece.0 / AHEAD).min(window);
         // This thread populates the near memory itself, because another thread needs a moment to wake up.
-        let start = address + (length / 4).next_multiple_of(PAGE);
-        let wanted = region.unwritten_until(start, end.saturating_add(ahead).min(region.range.end()));
+        let mut start = address + (length / 4).next_multiple_of(PAGE);
+        let mut until = end.saturating_add(ahead).min(self.share.until(address));
+        if end == self.share.until(address) && self.requested >= end && self.piece.1 < region.range.end() {
+            // The beginning of the next stripe.
+            start = self.piece.1;
+            until = start.saturating_add(ahead).min(self.share.until(start));
+        }
+        let wanted = region.unwritten_until(start, until.min(region.range.end()));
         // No request for every frame if there is enough for the next one.
         if wanted.saturating_sub(self.requested.max(start)) >= MIN_REQUEST.max(ahead / 4) {
             population.request(start.max(address), wanted);

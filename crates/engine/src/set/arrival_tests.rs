@@ -179,6 +179,38 @@ fn population_stays_close_to_the_data() {
     assert!(read(&ram, 100 * MIB, 64 * MIB).iter().all(|byte| *byte == 7));
 }
 
+#[test]
+fn the_memory_of_each_lane_is_populated_for_itself() {
+    const LANES: u32 = 4;
+    let (ram, files) = sparse(&[(0, 256 * MIB)]);
+    let data = vec![7; MIB as usize];
+    std::thread::scope(|scope| {
+        for lane in 0..LANES {
+            let (ram, data) = (&ram, &data);
+            scope.spawn(move || {
+                let population = Population::new();
+                std::thread::scope(|scope| {
+                    scope.spawn(|| population.run(ram));
+                    let mut arrival = Arrival::new(ram).populated_by(&population);
+                    let share = Share::new(lane, LANES);
+                    arrival.set_share(share);
+                    for address in (0..128).map(|mib| mib * MIB) {
+                        if share.has_memory(address, MIB) {
+                            arrival.write(address, data).unwrap();
+                        }
+                    }
+                });
+            });
+        }
+    });
+    let taken = room(&files[0]);
+    // No lane populates more than a stripe ahead.
+    let most = 128 * MIB + u64::from(LANES) * STRIPE;
+    assert!((128 * MIB..=most).contains(&taken), "{taken} bytes");
+    assert!(read(&ram, 0, 128 * MIB).iter().all(|byte| *byte == 7));
+    assert!(is_zero(&read(&ram, 128 * MIB, 128 * MIB)));
+}
+
 /// Memory whose holes may be looked for within a page only.
 struct PageByPage<R>(R);
 

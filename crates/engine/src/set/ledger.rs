@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 use whimbrel_protocol::dirty::PageBitmap;
 
+use super::dirtiest::dirtiest;
 use super::memory::{PAGE, RamRegion};
 
 /// The dirty pages of each region of memory.
@@ -26,6 +27,8 @@ use super::memory::{PAGE, RamRegion};
 pub struct Ledger {
     regions: Vec<RamRegion>,
     bitmaps: Vec<PageBitmap>,
+    /// The pages that were taken since the last round that arrived, if that is kept.
+    unconfirmed: Option<Vec<PageBitmap>>,
     unlogged: bool,
     /// Set if the logs of address spaces have been running since the start.
     has_space_logs: bool,
@@ -42,7 +45,14 @@ impl Ledger {
     /// Returns the ledger of these regions, with every page marked.
     pub fn new(regions: Vec<RamRegion>) -> Ledger {
         let bitmaps = regions.iter().map(|region| PageBitmap::new(region.pages())).collect();
-        let mut ledger = Ledger { regions, bitmaps, unlogged: false, has_space_logs: false, space_users: 0 };
+        let mut ledger = Ledger {
+            regions,
+            bitmaps,
+            unconfirmed: None,
+            unlogged: false,
+            has_space_logs: false,
+            space_users: 0,
+        };
         ledger.mark_all();
         ledger
     }
@@ -104,13 +114,41 @@ impl Ledger {
         regions.map(|(region, bitmap)| (bitmap.count() as u64 * PAGE).min(region.size)).sum()
     }
 
+    /// Returns the part of the memory with most marked pages, at most 64 MiB, and the size of these in bytes. `None` without
+    /// marks, or if some writes are not logged.
+    pub fn dirtiest(&self) -> Option<(RamRegion, u64)> {
+        if self.unlogged { None } else { dirtiest(&self.regions, &self.bitmaps) }
+    }
+
     /// Returns the marked pages of each region, and clears the marks.
     pub fn take(&mut self) -> Vec<(RamRegion, PageBitmap)> {
         let taken = self.bitmaps.iter_mut().map(|bitmap| {
             let pages = bitmap.pages();
             std::mem::replace(bitmap, PageBitmap::new(pages))
         });
-        self.regions.iter().copied().zip(taken).collect()
+        let taken: Vec<(RamRegion, PageBitmap)> = self.regions.iter().copied().zip(taken).collect();
+        if let Some(unconfirmed) = &mut self.unconfirmed {
+            merge(unconfirmed, taken.iter().map(|(_, bitmap)| bitmap));
+        }
+        taken
+    }
+
+    /// Keeps which pages are taken, until their round has arrived.
+    pub fn keep_rounds(&mut self) {
+        self.unconfirmed = Some(self.regions.iter().map(|region| PageBitmap::new(region.pages())).collect());
+    }
+
+    /// Notes that all pages taken so far have arrived.
+    pub fn round_arrived(&mut self) {
+        self.unconfirmed.iter_mut().flatten().for_each(PageBitmap::clear);
+    }
+
+    /// Marks the pages again that were taken since the last round that arrived.
+    pub fn round_lost(&mut self) {
+        if let Some(unconfirmed) = &self.unconfirmed {
+            merge(&mut self.bitmaps, unconfirmed.iter());
+        }
+        self.round_arrived();
     }
 
     /// Clears the marks, which mean nothing once some writes are not logged: all memory is resent after the stop. A round
@@ -144,6 +182,13 @@ impl Ledger {
     }
 }
 
+/// Marks the pages that are marked in other bitmaps of the same regions.
+fn merge<'a>(bitmaps: &mut [PageBitmap], others: impl Iterator<Item = &'a PageBitmap>) {
+    for (bitmap, other) in bitmaps.iter_mut().zip(others) {
+        other.runs().for_each(|run| bitmap.set_run(run));
+    }
+}
+
 /// A ledger that several threads share.
 pub type SharedLedger = Mutex<Ledger>;
 
@@ -160,6 +205,31 @@ mod tests {
         assert_eq!(taken.iter().map(|(_, bitmap)| bitmap.count()).collect::<Vec<_>>(), [3, 2]);
         assert_eq!(taken.iter().map(|(region, _)| *region).collect::<Vec<_>>(), regions);
         assert_eq!(ledger.bytes_left(), 0);
+    }
+
+    #[test]
+    fn pages_of_a_lost_round_are_marked_again_and_those_that_arrived_are_not() {
+        let mut ledger = Ledger::new(vec![RamRegion::new(0, 0x3000), RamRegion::new(0x10000, 0x2000)]);
+        ledger.keep_rounds();
+        ledger.take();
+        ledger.round_arrived();
+        ledger.round_lost();
+        assert_eq!(ledger.bytes_left(), 0, "the first round arrived");
+        ledger.merge_report(0, 0, &[0b011]);
+        ledger.take();
+        ledger.merge_report(0, 0, &[0b001]);
+        ledger.merge_report(1, 0, &[0b10]);
+        ledger.take();
+        ledger.merge_report(0, 0, &[0b100]);
+        ledger.round_lost();
+        assert_eq!(
+            ledger.bytes_left(),
+            4 * PAGE,
+            "two of both takes, one of the second, and one that was not taken"
+        );
+        ledger.take();
+        ledger.round_lost();
+        assert_eq!(ledger.bytes_left(), 4 * PAGE, "lost twice in a row");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The contents of a migration: devices, memory, and the logs of dirty pages.
 //!
 //! At the source, [`MemoryLogs`] and a [`DeviceDirty`] for each device fill a [`Ledger`] of dirty pages, which [`Scan`]
-//! reads. At the destination, [`Arrival`] puts memory into its place and [`Population`] populates it ahead of the data.
+//! reads; the lanes of a migration share a [`Walk`]. At the destination, [`Arrival`] puts memory into its place and [`Population`] populates it ahead of the data.
 
 mod arrival;
 mod cpu_log;
+mod dirtiest;
 mod dirty;
 #[cfg(feature = "vm-memory")]
 mod guest_memory;
@@ -22,6 +23,7 @@ mod scan;
 mod state_size;
 #[cfg(test)]
 mod test_memory;
+mod walk;
 
 pub use arrival::Arrival;
 pub use cpu_log::{AllDirty, CpuDirtyChoice, CpuLog, NoCpuLog};
@@ -38,3 +40,4 @@ pub use populate::Population;
 pub(crate) use reset_meanwhile::{check_still_in, explain, has_session, reset_meanwhile};
 pub use scan::{Batch, Scan, Stretch};
 pub(crate) use state_size::state_size;
+pub use walk::Walk;

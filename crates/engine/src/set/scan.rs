@@ -1,11 +1,14 @@
 //! The walk over dirty memory at the source: only the ranges of holes and zero pages are sent, everything else is read.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use whimbrel_protocol::dirty::PageBitmap;
 
 use super::memory::{PAGE, Ram, RamError, RamRegion, is_zero};
 use super::pagemap::Pagemap;
+use super::walk::Extents;
+use crate::proto::lanes::Share;
 
 /// The maximum number of bytes of data in one stretch.
 const PIECE: u64 = 1 << 20;
@@ -40,7 +43,11 @@ const MAX_STRETCHES: usize = 64;
 pub struct Scan<'a> {
     ram: &'a dyn Ram,
     pagemap: &'a Pagemap,
-    dirty: Vec<(RamRegion, PageBitmap)>,
+    dirty: Arc<Vec<(RamRegion, PageBitmap)>>,
+    /// The part of the memory that is walked over.
+    share: Share,
+    /// The data that other scans of the same walk have found.
+    extents: Option<&'a Extents>,
     /// The region in `dirty` and the next address in it.
     region: usize,
     at: u64,
@@ -80,6 +87,17 @@ pub enum Stretch<'a> {
 impl<'a> Scan<'a> {
     /// Begins a walk over the marked pages of each region. Walks over the same memory share a pagemap.
     pub fn new(ram: &'a dyn Ram, pagemap: &'a Pagemap, dirty: Vec<(RamRegion, PageBitmap)>) -> Scan<'a> {
+        Scan::of_share(ram, pagemap, Arc::new(dirty), Share::ALL, None)
+    }
+
+    /// Begins a walk over a share of the marked pages.
+    pub(super) fn of_share(
+        ram: &'a dyn Ram,
+        pagemap: &'a Pagemap,
+        dirty: Arc<Vec<(RamRegion, PageBitmap)>>,
+        share: Share,
+        extents: Option<&'a Extents>,
+    ) -> Scan<'a> {
         let bytes = |pages: usize| pages as u64 * PAGE;
         let all: u64 = dirty.iter().map(|(region, _)| bytes(region.pages())).sum();
         let marked: u64 = dirty.iter().map(|(_, bitmap)| bytes(bitmap.count())).sum();
@@ -88,6 +106,8 @@ impl<'a> Scan<'a> {
             ram,
             pagemap,
             dirty,
+            share,
+            extents,
             region: 0,
             at,
             run_end: at,
@@ -102,7 +122,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Returns the number of bytes marked, including holes.
+    /// Returns the number of bytes marked, including holes and those of other shares.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -175,17 +195,28 @@ impl<'a> Scan<'a> {
     /// Returns the next run of marked pages in the region.
     fn next_run(&self) -> Option<(u64, u64)> {
         let (region, bitmap) = self.dirty.get(self.region)?;
-        let first = (self.at - region.start).div_ceil(PAGE) as usize;
-        let run = bitmap.runs_from(first).next()?;
-        let start = region.start + run.first as u64 * PAGE;
-        Some((start, start.saturating_add(run.count as u64 * PAGE).min(region.end())))
+        let mut at = self.share.from(self.at);
+        while at < region.end() {
+            let first = (at - region.start).div_ceil(PAGE) as usize;
+            let run = bitmap.runs_from(first).next()?;
+            let start = region.start + run.first as u64 * PAGE;
+            at = self.share.from(start);
+            if at == start {
+                let end = start.saturating_add(run.count as u64 * PAGE);
+                return Some((start, end.min(region.end()).min(self.share.until(start))));
+            }
+        }
+        None
     }
 
     fn look_for_data(&mut self) {
         let region = self.dirty[self.region].0;
         // Up to the region's end, so that later runs need no lookup: the kernel walks to the end of the data anyway.
-        let found = self.ram.next_data(self.at, region.end() - self.at, self.pagemap);
-        let (start, end) = found.map_or((region.end(), region.end()), |data| (data.start, data.end()));
+        let look = || {
+            let found = self.ram.next_data(self.at, region.end() - self.at, self.pagemap);
+            found.map_or((region.end(), region.end()), |data| (data.start, data.end()))
+        };
+        let (start, end) = self.extents.map_or_else(look, |extents| extents.find(self.at, look));
         // Pages that hold data in part are read completely.
         let start = (start - (start - region.start) % PAGE).max(self.at);
         let end = region.start + (end - region.start).next_multiple_of(PAGE);

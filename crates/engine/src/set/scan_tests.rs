@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 use whimbrel_protocol::dirty::Run;
 
-use super::super::Ledger;
 use super::super::test_memory::{room, sparse};
+use super::super::{Ledger, Walk};
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -89,6 +89,7 @@ proptest! {
         pages in proptest::collection::vec(1u64..400, 1..4),
         data in proptest::collection::vec((0usize..4, 0u64..400, 1u64..40, any::<u8>()), 0..10),
         dirty in proptest::collection::vec((0usize..4, 0usize..400, 1usize..200), 0..10),
+        lanes in 1u32..5,
     ) {
         let starts: Vec<u64> = (0..pages.len() as u64).map(|index| index * 400 * PAGE).collect();
         let layout: Vec<_> = starts.iter().zip(&pages).map(|(start, pages)| (*start, pages * PAGE)).collect();
@@ -113,27 +114,34 @@ proptest! {
             .collect();
         let mut seen = Vec::new();
         let pagemap = Pagemap::new();
-        let mut scan = Scan::new(&ram, &pagemap, marked);
-        let mut batch = Batch::default();
-        while scan.fill(&mut batch).unwrap() {
-            for stretch in batch.stretches() {
-                let (address, length) = match stretch {
-                    Stretch::Zero { address, length } => {
-                        let mut bytes = vec![1; length as usize];
-                        ram.read(address, &mut bytes).unwrap();
-                        prop_assert!(is_zero(&bytes));
-                        (address, length)
-                    }
-                    Stretch::Data { address, data } => {
-                        let mut bytes = vec![0; data.len()];
-                        ram.read(address, &mut bytes).unwrap();
-                        prop_assert_eq!(&bytes[..], data);
-                        (address, data.len() as u64)
-                    }
-                };
-                seen.extend((address..address + length).step_by(PAGE as usize));
+        let walk = Walk::new(&ram, &pagemap, marked);
+        for share in (0..lanes).map(|lane| Share::new(lane, lanes)) {
+            let mut scan = walk.scan(share);
+            let mut batch = Batch::default();
+            let before = seen.len();
+            while scan.fill(&mut batch).unwrap() {
+                for stretch in batch.stretches() {
+                    let (address, length) = match stretch {
+                        Stretch::Zero { address, length } => {
+                            let mut bytes = vec![1; length as usize];
+                            ram.read(address, &mut bytes).unwrap();
+                            prop_assert!(is_zero(&bytes));
+                            (address, length)
+                        }
+                        Stretch::Data { address, data } => {
+                            let mut bytes = vec![0; data.len()];
+                            ram.read(address, &mut bytes).unwrap();
+                            prop_assert_eq!(&bytes[..], data);
+                            (address, data.len() as u64)
+                        }
+                    };
+                    prop_assert!(share.has_memory(address, length), "{:#x} {:#x}", address, length);
+                    seen.extend((address..address + length).step_by(PAGE as usize));
+                }
             }
+            prop_assert!(seen[before..].is_sorted());
         }
+        seen.sort_unstable();
         prop_assert_eq!(seen, expected);
     }
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use whimbrel_engine::channel::{ChannelError, Received, Receiver, Until};
 use whimbrel_engine::proto::control::{Control, Table};
 use whimbrel_engine::proto::destination::{Destination, DestinationOptions, Site, Taken};
-use whimbrel_engine::proto::intake::{Intake, Misplaced};
+use whimbrel_engine::proto::intake::Misplaced;
+use whimbrel_engine::proto::join::Secret;
+use whimbrel_engine::proto::lane_intake::LaneIntake;
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::Feature;
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Place};
@@ -39,7 +41,7 @@ pub(crate) fn receive(stream: Vec<u8>) -> Result<Taken, Error> {
     let memory = Memory::default();
     let mut side = Side::new(&memory);
     let mut receiver = Receiver::new(Arc::new(Bytes::new(stream)));
-    let mut machine = Destination::new(Side::site(), Duration::ZERO);
+    let mut machine = Destination::new(Side::site(&MEMORY, None), Duration::ZERO);
     let mut now = Duration::ZERO;
     let mut left = 10_000;
     let result = loop {
@@ -57,9 +59,12 @@ pub(crate) fn receive(stream: Vec<u8>) -> Result<Taken, Error> {
                 now = now.max(machine.deadline().expect("it awaits nothing, and does not end"));
                 machine.input(Event::Tick, now);
             }
-            None => match side.next(&mut receiver) {
-                Ok(None) => {}
-                Ok(Some(control)) => machine.input(Event::Received(control), now),
+            None => match side.next(0, &mut receiver) {
+                Ok(controls) => {
+                    for control in controls {
+                        machine.input(Event::Received(control), now);
+                    }
+                }
                 Err(error) => {
                     side.is_lost = true;
                     machine.input(Event::Lost(error), now);
@@ -72,20 +77,21 @@ pub(crate) fn receive(stream: Vec<u8>) -> Result<Taken, Error> {
 }
 
 /// The devices, and everything that arrives for them.
-struct Side<'a> {
+pub(crate) struct Side<'a> {
     devices: Vec<Box<dyn Migratable>>,
     sessions: Vec<Option<DataFile>>,
     setups: Vec<Option<DeviceSetup>>,
     taken: Vec<u64>,
     arrival: Arrival<'a>,
-    intake: Intake,
+    pub(crate) intake: LaneIntake,
     said: Vec<Control>,
     is_handed_over: bool,
-    is_lost: bool,
+    /// The connection is gone.
+    pub(crate) is_lost: bool,
 }
 
 impl<'a> Side<'a> {
-    fn new(memory: &'a Memory) -> Side<'a> {
+    pub(crate) fn new(memory: &'a Memory) -> Side<'a> {
         let devices = devices();
         Side {
             sessions: devices.iter().map(|_| None).collect(),
@@ -93,30 +99,32 @@ impl<'a> Side<'a> {
             taken: vec![0; devices.len()],
             devices,
             arrival: Arrival::new(memory),
-            intake: Intake::new(),
+            intake: LaneIntake::new(),
             said: Vec::new(),
             is_handed_over: false,
             is_lost: false,
         }
     }
 
-    fn site() -> Site {
+    pub(crate) fn site(memory: &[RamRegion], secret: Option<Secret>) -> Site {
         Site {
-            table: Table { devices: identities(), memory: MEMORY.to_vec(), blobs: loads() },
+            table: Table { devices: identities(), memory: memory.to_vec(), blobs: loads() },
             features: BTreeSet::from(Feature::ALL),
             journal: Some(Vec::new()),
+            secret,
             options: DestinationOptions::default(),
         }
     }
 
-    /// Receives a frame, and returns it if it is for the machine.
-    fn next(&mut self, receiver: &mut Receiver) -> Result<Option<Control>, Error> {
+    /// Receives a frame of a lane, and returns what the machine has to hear now.
+    pub(crate) fn next(&mut self, lane: u32, receiver: &mut Receiver) -> Result<Vec<Control>, Error> {
         let misplaced = |error: Misplaced| Error::Protocol(error.to_string());
         let until = Until::timeout(Duration::from_mins(1));
         match receiver.next(until).map_err(lost)? {
             Received::Memory(mut data) => {
                 let (address, length) = (data.address(), data.len() as u64);
-                self.intake.memory(address, length).map_err(misplaced)?;
+                let share = self.intake.memory(lane, address, length).map_err(misplaced)?;
+                self.arrival.set_share(share);
                 let mut result = Ok(());
                 self.arrival.receive(address, length, &mut |place| {
                     result = data.read_into(place, until);
@@ -125,17 +133,18 @@ impl<'a> Side<'a> {
                 result.and_then(|()| data.finish(until)).map_err(lost)?;
             }
             Received::Message(Message::Control(control)) => {
-                self.intake.control(&control).map_err(misplaced)?;
-                self.is_handed_over |= control == Control::Handover;
-                return Ok(Some(control));
+                let released = self.intake.control(lane, control).map_err(misplaced)?;
+                self.is_handed_over |= released.contains(&Control::Handover);
+                return Ok(released);
             }
             Received::Message(Message::Memory { .. }) => panic!("memory is read into its place"),
             Received::Message(Message::MemoryZero { address, length }) => {
-                self.intake.memory(address, length).map_err(misplaced)?;
+                let share = self.intake.memory(lane, address, length).map_err(misplaced)?;
+                self.arrival.set_share(share);
                 self.arrival.clear(address, length)?;
             }
             Received::Message(Message::DeviceState { device, ends, data }) => {
-                let ends = self.intake.state(device, data.len(), ends).map_err(misplaced)?;
+                let ends = self.intake.state(lane, device, data.len(), ends).map_err(misplaced)?;
                 let index = device as usize;
                 let session = self.sessions[index].as_mut().expect("state is taken in RESUMING alone");
                 match ends {
@@ -145,23 +154,28 @@ impl<'a> Side<'a> {
                 self.taken[index] += data.len() as u64;
             }
             Received::Message(Message::Setup { device, data }) => {
-                self.intake.setup(device).map_err(misplaced)?;
+                self.intake.setup(lane, device).map_err(misplaced)?;
                 let setup = DeviceSetup::parse(data).map_err(|error| Error::Protocol(error.to_string()))?;
                 self.setups[device as usize] = Some(setup);
             }
             Received::Message(Message::Blob { name, version, last, data }) => {
-                self.intake.blob(name, version, last, data.len()).map_err(misplaced)?;
+                self.intake.blob(lane, name, version, last, data.len()).map_err(misplaced)?;
             }
-            Received::Message(Message::Padding { .. }) => self.intake.padding().map_err(misplaced)?,
+            Received::Message(Message::Padding { .. }) => self.intake.padding(lane).map_err(misplaced)?,
         }
-        Ok(None)
+        Ok(Vec::new())
     }
 
     /// Does what the machine commands.
-    fn execute(&mut self, place: Place, operation: Operation, machine: &Destination) -> Result<Done, Error> {
+    pub(crate) fn execute(
+        &mut self,
+        place: Place,
+        operation: Operation,
+        machine: &Destination,
+    ) -> Result<Done, Error> {
         if let Operation::Send(control) = operation {
             if let Control::Fits(_) = control {
-                self.intake.open(machine.table(), machine.features());
+                self.intake.open(machine.table(), machine.features(), machine.channels());
             }
             self.said.push(control);
             return if self.is_lost { Err(Error::Lost { side: "source" }) } else { Ok(Done::Nothing) };
@@ -195,7 +209,7 @@ impl<'a> Side<'a> {
     }
 
     /// Checks where the devices are, and that the source was told the truth.
-    fn assert_sane(mut self, result: &Result<Taken, Error>) {
+    pub(crate) fn assert_sane(mut self, result: &Result<Taken, Error>) {
         let kinds: Vec<&str> = self.said.iter().map(Control::name).collect();
         let order = ["ACCEPT", "FITS", "ROUND_DONE", "PONG", "READY", "RUNNING", "FAILED"];
         let places =
@@ -206,7 +220,10 @@ impl<'a> Side<'a> {
         assert!(kinds.iter().filter(|kind| ["RUNNING", "FAILED"].contains(kind)).count() <= 1, "{kinds:?}");
         match result {
             Ok(_) => {
-                assert!(self.is_handed_over && self.intake.is_complete(), "it runs without a handover");
+                assert!(
+                    self.is_handed_over && self.intake.intake().is_complete(),
+                    "it runs without a handover"
+                );
                 for device in &mut self.devices {
                     assert_eq!(device.state().unwrap(), State::Running);
                 }
@@ -222,7 +239,7 @@ impl<'a> Side<'a> {
     }
 }
 
-fn lost(error: ChannelError) -> Error {
+pub(crate) fn lost(error: ChannelError) -> Error {
     match error {
         ChannelError::Malformed(error) => Error::Malformed(error),
         ChannelError::Closed => Error::Lost { side: "source" },
@@ -231,26 +248,39 @@ fn lost(error: ChannelError) -> Error {
 }
 
 /// Memory that is never accessed outside of its regions.
-#[derive(Default)]
-pub(crate) struct Memory(Mutex<[Vec<u8>; MEMORY.len()]>);
+pub(crate) struct Memory {
+    regions: &'static [RamRegion],
+    bytes: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory::new(&MEMORY)
+    }
+}
 
 impl Memory {
+    pub(crate) fn new(regions: &'static [RamRegion]) -> Memory {
+        Memory { regions, bytes: Mutex::new(vec![Vec::new(); regions.len()]) }
+    }
+
     fn access(&self, address: u64, length: u64, access: impl FnOnce(&mut [u8])) {
         let is_within = |region: &RamRegion| {
             address >= region.start
                 && address.checked_add(length).is_some_and(|end| end <= region.start + region.size)
         };
-        let index = MEMORY.iter().position(is_within).expect("only memory of the migration is accessed");
-        let bytes = &mut self.0.lock().unwrap()[index];
-        bytes.resize(MEMORY[index].size as usize, 0);
-        let at = (address - MEMORY[index].start) as usize;
+        let index =
+            self.regions.iter().position(is_within).expect("only memory of the migration is accessed");
+        let bytes = &mut self.bytes.lock().unwrap()[index];
+        bytes.resize(self.regions[index].size as usize, 0);
+        let at = (address - self.regions[index].start) as usize;
         access(&mut bytes[at..at + length as usize]);
     }
 }
 
 impl Ram for Memory {
     fn regions(&self) -> Vec<RamRegion> {
-        MEMORY.to_vec()
+        self.regions.to_vec()
     }
 
     fn read(&self, address: u64, data: &mut [u8]) -> Result<(), RamError> {

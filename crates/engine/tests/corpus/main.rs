@@ -7,6 +7,7 @@
 mod archive;
 mod destination;
 mod devices;
+mod lanes;
 #[path = "../migration/support/recorder.rs"]
 mod recorder;
 mod source;
@@ -21,11 +22,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use whimbrel_engine::archive::Save;
-use whimbrel_engine::channel::{Sender, Stream, Until};
+use whimbrel_engine::channel::{Channel, Connect, ConnectorError, Joins, Sender, Stream, Until};
 use whimbrel_engine::embedded::Saving;
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::operation::Event;
-use whimbrel_engine::{Blob, Destination, NoCpuLog, Ram, Source};
+use whimbrel_engine::{Blob, Destination, NoCpuLog, Ram, Source, SourceOptions};
 use whimbrel_user::Migratable;
 
 use archive::Owner;
@@ -63,6 +64,11 @@ fn nothing_that_a_source_sent_fails_again() {
 }
 
 #[test]
+fn nothing_that_a_source_sent_over_lanes_fails_again() {
+    replay("lanes", lanes::run);
+}
+
+#[test]
 fn nothing_that_a_destination_answered_fails_again() {
     replay("source", source::run);
 }
@@ -87,6 +93,89 @@ fn from_source() -> Vec<u8> {
     source.send(left).result.unwrap();
     receiving.join().unwrap().result.unwrap();
     written.bytes()
+}
+
+/// Connects to a door, and records what is written.
+struct Recording {
+    joins: Joins,
+    written: Arc<Mutex<Vec<recorder::Written>>>,
+}
+
+impl Connect for Recording {
+    fn connect(&mut self, _: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
+        let (left, right) = UnixStream::pair()?;
+        let (left, written) = Recorder::new(Stream::from(left));
+        self.written.lock().unwrap().push(written);
+        let joins = self.joins.clone();
+        std::thread::spawn(move || joins.join(Stream::from(right), Until::timeout(PATIENCE)).unwrap());
+        Ok(Arc::new(left))
+    }
+}
+
+/// What a source sends of the targets' devices over several connections, with the secret of the target.
+fn from_source_with_lanes() -> Vec<u8> {
+    let (left, right) = UnixStream::pair().unwrap();
+    let (left, control) = Recorder::new(Stream::from(left));
+    let memory = destination::Memory::new(&lanes::MEMORY);
+    for region in &lanes::MEMORY {
+        memory.write(region.start, &vec![7; region.size as usize]).unwrap();
+    }
+    let there: Arc<dyn Ram> = Arc::new(destination::Memory::new(&lanes::MEMORY));
+    let joins = Joins::new();
+    let its = joins.clone();
+    let receiving = std::thread::spawn(move || {
+        let owner = Owner { loaded: Arc::default() };
+        let destination = Destination::new(devices::devices()).memory(there).guest(owner).joins(&its);
+        destination.receive(Stream::from(right))
+    });
+    let written = Arc::new(Mutex::new(Vec::new()));
+    let source = Source::new(devices::devices()).memory(Arc::new(memory), NoCpuLog).guest(owner());
+    let options = SourceOptions::default().channels(lanes::CHANNELS as u32);
+    let source = source.options(options).connector(Recording { joins, written: written.clone() });
+    source.send(left).result.unwrap();
+    receiving.join().unwrap().result.unwrap();
+    let written = written.lock().unwrap();
+    let [one, two] = &written[..] else { panic!("{} lanes", written.len()) };
+    lanes::input(&[control.bytes(), with_secret(&one.bytes()), with_secret(&two.bytes())])
+}
+
+/// Puts the secret of the target into the first frame of a lane.
+fn with_secret(stream: &[u8]) -> Vec<u8> {
+    let secret = serde_json::to_string(&lanes::SECRET).unwrap();
+    let key = b"\"secret\":";
+    let at = stream.windows(key.len()).position(|window| window == key).unwrap() + key.len();
+    let mut changed = stream.to_vec();
+    changed[at..at + secret.len()].copy_from_slice(secret.as_bytes());
+    stream::sealed(&changed)
+}
+
+/// A little of what the fuzzer does: changed bytes, and pieces that come twice, elsewhere or not at all.
+#[test]
+fn changed_streams_over_lanes_come_to_an_end() {
+    let whole = from_source_with_lanes();
+    let (streams, order) = lanes::streams(&whole);
+    let mut rng = fastrand::Rng::with_seed(7);
+    for _ in 0..600 {
+        let mut changed = streams.clone();
+        for _ in 0..rng.usize(1..4) {
+            let stream = &mut changed[rng.usize(..lanes::CHANNELS)];
+            let at = rng.usize(..stream.len());
+            let end = (at + rng.usize(1..200)).min(stream.len());
+            match rng.u8(..4) {
+                0 => stream[at] ^= 1 << rng.u8(..8),
+                1 => drop(stream.drain(at..end)),
+                2 => stream.extend_from_within(at..end),
+                _ => stream[at..end].rotate_left(1),
+            }
+            if stream.is_empty() {
+                stream.push(0);
+            }
+        }
+        // Some are read in another order.
+        let order = if rng.bool() { order.clone() } else { vec![0; rng.usize(..4)] };
+        let input = lanes::input_in(&changed, &order);
+        lanes::run(&input);
+    }
 }
 
 /// What a destination answers to the target's source.
@@ -139,6 +228,7 @@ fn owner() -> Owner {
 /// keeps the streams, for the fuzzer to start from.
 #[test]
 fn real_streams_are_taken_to_their_end() {
+    let over_lanes = from_source_with_lanes();
     let streams = [
         ("destination/real", from_source()),
         ("source/real", from_destination()),
@@ -146,6 +236,7 @@ fn real_streams_are_taken_to_their_end() {
         ("archive/sections", sections()),
     ];
     if let Some(folder) = std::env::var_os("WHIMBREL_SEEDS") {
+        fs::write(Path::new(&folder).join("lanes/real"), &over_lanes).unwrap();
         for (name, stream) in &streams {
             fs::write(Path::new(&folder).join(name), stream).unwrap();
         }
@@ -158,6 +249,16 @@ fn real_streams_are_taken_to_their_end() {
         stream::assert_round_trips(stream);
     }
     assert!(destination::receive(sent.clone()).is_ok_and(|taken| taken.confirmed && taken.rounds > 0));
+    let (parts, order) = lanes::streams(&over_lanes);
+    for part in &parts {
+        assert_eq!(&stream::sealed(part), part, "sealing changes a valid stream");
+        stream::assert_round_trips(part);
+    }
+    assert!(lanes::receive(parts, &order).is_ok_and(|taken| taken.confirmed && taken.rounds > 0));
+    for cut in (0..over_lanes.len()).step_by(61) {
+        let (parts, order) = lanes::streams(&over_lanes[..cut]);
+        assert!(lanes::receive(parts, &order).is_err(), "{cut}");
+    }
     source::run(&answered);
     assert!(archive::restore(&saved));
     assert!(archive::restore(&sections) && archive::load(&sections));

@@ -9,7 +9,7 @@ use whimbrel_engine::channel::{ChannelError, Received, Receiver, Until};
 use whimbrel_engine::proto::control::{Control, Fits, Ready, Running, Table};
 use whimbrel_engine::proto::identity::DeviceIdentity;
 use whimbrel_engine::proto::message::Message;
-use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer, VERSION, names};
+use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer};
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Place, Sent};
 use whimbrel_engine::proto::source::{Plan, Source, SourceOptions};
 use whimbrel_engine::{Error, Outcome, RamRegion, Report, SendError};
@@ -36,9 +36,7 @@ pub(crate) fn run(bytes: &[u8]) {
 /// The answer of a destination in good order.
 pub(crate) fn answer(control: &Control) -> Option<Control> {
     Some(match control {
-        Control::Hello(_) => {
-            Control::Accept(Accept { version: VERSION, features: names(&BTreeSet::from(Feature::ALL)) })
-        }
+        Control::Hello(_) => Control::Accept(Accept::new(&BTreeSet::from(Feature::ALL))),
         Control::Table(_) => Control::Fits(Fits { setup_us: 300 }),
         Control::Round { number, .. } => Control::RoundDone { number: *number },
         Control::Ping { id } => Control::Pong { id: *id },

@@ -69,12 +69,53 @@ pub(super) fn hello(payload: &[u8]) -> Result<Value, String> {
         .must("migration", is_id)
         .must("versions", |value| is_list_of(value, is_u32))
         .may("features", is_names)
-        .may("needs", is_names);
+        .may("needs", is_names)
+        .may("channels", is_u32)
+        .may("reconnect_ms", Value::is_u64);
     object(payload, keys)
 }
 
+fn is_secret(value: &Value) -> bool {
+    is_hex(value) && value.as_str().is_some_and(|text| text.len() == 64)
+}
+
 pub(super) fn accept(payload: &[u8]) -> Result<Value, String> {
-    object(payload, Keys::default().must("version", is_u32).may("features", is_names))
+    let keys = Keys::default()
+        .must("version", is_u32)
+        .may("features", is_names)
+        .may("channels", |value| value.as_u64().is_some_and(|channels| (1..=16).contains(&channels)))
+        .may("secret", is_secret)
+        .may("reconnect_ms", |value| value.as_u64().is_some_and(|ms| ms > 0));
+    object(payload, keys)
+}
+
+pub(super) fn join(payload: &[u8]) -> Result<Value, String> {
+    let is_purpose: Is = |value| {
+        let is = |key| Keys::default().must(key, is_u32).check(value).is_ok();
+        is("lane") || is("resumption")
+    };
+    let keys = Keys::default().must("migration", is_id).must("secret", is_secret).must("purpose", is_purpose);
+    object(payload, keys)
+}
+
+pub(super) fn resumed(payload: &[u8]) -> Result<Value, String> {
+    let keys =
+        Keys::default().must("round", is_u32).must("devices", |value| is_list_of(value, Value::is_u64));
+    object(payload, keys)
+}
+
+fn is_mismatch(value: &Value) -> bool {
+    let keys =
+        Keys::default().must("code", Value::is_string).may("device", is_u32).must("text", Value::is_string);
+    keys.check(value).is_ok()
+}
+
+pub(super) fn checked(payload: &[u8]) -> Result<Value, String> {
+    let keys = Keys::default()
+        .may("mismatches", |value| is_list_of(value, is_mismatch))
+        .may("more", is_u32)
+        .may("setup_us", Value::is_u64);
+    object(payload, keys)
 }
 
 fn is_pci(value: &Value) -> bool {

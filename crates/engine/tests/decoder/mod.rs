@@ -5,6 +5,7 @@
 mod account;
 mod dialogue;
 mod json;
+mod lanes;
 pub(crate) mod setup;
 pub(crate) mod wire;
 
@@ -13,6 +14,7 @@ use serde_json::Value;
 pub(crate) use account::{Account, account};
 pub(crate) use dialogue::{Streams, check};
 use json::Keys;
+pub(crate) use lanes::merged;
 
 /// What a frame says.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +72,18 @@ pub(crate) enum Said {
     Failed(String),
     Abort(String),
     Padding(usize),
+    Mark {
+        number: u32,
+    },
+    Join(Value),
+    Joined,
+    Resumed(Value),
+    StateTaken {
+        device: u32,
+        bytes: u64,
+    },
+    Stopping,
+    Checked(Value),
     /// Of an unknown kind, to be skipped.
     Skipped(u16),
 }
@@ -134,14 +148,14 @@ pub(crate) fn decode_start(stream: &[u8]) -> Result<(Vec<Said>, &[u8]), String> 
 /// The table of kinds: the largest payload of each.
 pub(crate) fn maximum(kind: u16) -> Option<u32> {
     Some(match kind {
-        1 | 2 | 4 | 16 | 18 | 19 | 20 => 65536,
+        1 | 2 | 4 | 16 | 18 | 19 | 20 | 23 | 32 | 64 => 65536,
         3 | 21 => 1_048_576,
         5 | 7 => 1_048_584,
-        6 | 8 => 16,
-        9..=12 | 15 => 8,
+        6 | 8 | 24 => 16,
+        9..=12 | 15 | 22 => 8,
         13 => 65544,
         14 => 1_048_839,
-        17 => 0,
+        17 | 25 | 65 => 0,
         _ => return None,
     })
 }
@@ -209,6 +223,25 @@ fn parse(kind: u16, payload: &[u8]) -> Result<Said, String> {
         19 => Said::Failed(json::reason(payload)?),
         20 => Said::Abort(json::reason(payload)?),
         21 => Said::Padding(more_than(0)?.len()),
+        22 => {
+            exactly(8)?;
+            Said::Mark { number: u32_at(payload, 0) }
+        }
+        23 => Said::Resumed(json::resumed(payload)?),
+        24 => {
+            exactly(16)?;
+            Said::StateTaken { device: u32_at(payload, 0), bytes: u64_at(payload, 8) }
+        }
+        25 => {
+            exactly(0)?;
+            Said::Stopping
+        }
+        32 => Said::Checked(json::checked(payload)?),
+        64 => Said::Join(json::join(payload)?),
+        65 => {
+            exactly(0)?;
+            Said::Joined
+        }
         unknown => Said::Skipped(unknown),
     })
 }

@@ -34,7 +34,8 @@ enum Then {
     CancelledBefore(&'static str),
     /// The phase is the one that a machine starts in: see [`a_destination_that_waits_for_a_peer_is_cancelled_at_once`].
     First,
-    /// The phase follows on failures, or on rounds that get no better, which the simulation combines with a cancel.
+    /// The phase follows on failures, on rounds that get no better, or needs several connections, which the simulation combines
+    /// with a cancel.
     Simulated,
 }
 
@@ -62,7 +63,12 @@ fn at_the_source(phase: source::Phase) -> Then {
         | Phase::Back(Back::Query | Back::Quiesce | Back::Run | Back::Owner | Back::Tell) => {
             Then::CancelledBefore("End")
         }
-        Phase::Slow
+        Phase::Lanes
+        | Phase::Slow
+        | Phase::Broken
+        | Phase::Reconnect
+        | Phase::Join
+        | Phase::Resend
         | Phase::Back(Back::Reset)
         | Phase::Settle(After::Park | After::Release)
         | Phase::Park => Then::Simulated,
@@ -83,7 +89,7 @@ fn at_the_destination(phase: destination::Phase) -> Then {
         | Phase::Ready => Then::Cancelled,
         Phase::Quiesce | Phase::Start | Phase::Run | Phase::Over => Then::TooLate,
         Phase::Settle | Phase::Record | Phase::Reset | Phase::Tell => Then::CancelledBefore("Ready"),
-        Phase::Verify => Then::Simulated,
+        Phase::Broken | Phase::Await | Phase::Rejoin | Phase::Verify => Then::Simulated,
     }
 }
 

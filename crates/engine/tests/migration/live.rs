@@ -17,17 +17,17 @@ use crate::support::{At, Memory, Program, Rig, Shape};
 
 const MIB: usize = 1 << 20;
 /// Two regions, neither of a round size, the second far up.
-const REGIONS: [(u64, usize); 2] = [(0, 6 * MIB + 0x3000), (1 << 40, 3 * MIB + 0x1000)];
+pub(crate) const REGIONS: [(u64, usize); 2] = [(0, 6 * MIB + 0x3000), (1 << 40, 3 * MIB + 0x1000)];
 
 /// A CPU that writes memory until it is paused.
 #[derive(Clone)]
-struct Cpu {
-    running: Arc<Mutex<bool>>,
-    program: Program,
+pub(crate) struct Cpu {
+    pub(crate) running: Arc<Mutex<bool>>,
+    pub(crate) program: Program,
 }
 
 impl Cpu {
-    fn work(&self, memory: &Memory, done: &AtomicBool, written: &Mutex<u64>) {
+    pub(crate) fn work(&self, memory: &Memory, done: &AtomicBool, written: &Mutex<u64>) {
         let mut value = 7u64;
         while !done.load(Ordering::Acquire) {
             for _ in 0..8 {

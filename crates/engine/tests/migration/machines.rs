@@ -333,6 +333,7 @@ fn greet(journal: &[u128], migration: u128) -> (bool, Vec<Entry>) {
         table: table(0),
         features: BTreeSet::from(Feature::ALL),
         journal: Some(journal.to_vec()),
+        secret: None,
         options: DestinationOptions::default(),
     };
     let mut destination = Destination::new(site, Duration::ZERO);

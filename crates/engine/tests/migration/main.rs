@@ -6,6 +6,7 @@
 
 mod address_space;
 mod cancel;
+mod checks;
 mod cuts;
 mod damage;
 #[path = "../decoder/mod.rs"]
@@ -20,6 +21,8 @@ mod guest_reset;
 mod hostile_destination;
 mod hostile_source;
 mod kinds;
+mod lanes;
+mod lanes_hostile;
 mod later;
 mod layout;
 mod live;
@@ -29,6 +32,7 @@ mod owner;
 #[allow(dead_code, reason = "the simulation uses more of it")]
 mod phases;
 mod policy;
+mod reconnect;
 mod regions;
 mod resolve;
 mod sets;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use whimbrel_engine::Blame;
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Sent};
 use whimbrel_engine::proto::source::OnTimeout;
+use whimbrel_engine::{Blame, DirtyRange, Report};
 
 use crate::machines::{MIB, answer, source_of, yields};
 use crate::support::engine::{Error, Outcome, SourceOptions};
@@ -21,17 +21,40 @@ struct Played {
     limits: Vec<u64>,
     /// What kept it up after each round.
     blames: Vec<Option<Blame>>,
+    /// The part of the memory that was named with it.
+    ranges: Vec<Option<DirtyRange>>,
     /// The steps in which the owner was slowed down.
     slowing: Vec<u32>,
     /// The longest stop that is allowed, if the devices stop.
     stops: Option<Duration>,
     error: Option<Error>,
     warnings: Vec<String>,
+    report: Option<Report>,
     took: Duration,
+}
+
+/// The part of the memory that has half of these dirty bytes.
+fn range(dirty: u64) -> DirtyRange {
+    DirtyRange::new(0x4000_0000, 64 * MIB, dirty / 2)
 }
 
 /// Migrates 1000 MiB of memory, of which `dirty` bytes are written in a round, given its number and the step of the slowing.
 fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> Played {
+    play_with(0, options, takes, dirty)
+}
+
+/// The same with a device that has so many bytes of state, which only its stop yields.
+fn play_with(state: u64, options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> Played {
+    play_owner(state, options, |step| Ok(step <= takes), dirty)
+}
+
+/// The same with an owner that is asked for each step of the slowing.
+fn play_owner(
+    state: u64,
+    options: SourceOptions,
+    owner: impl Fn(u32) -> Result<bool, Error>,
+    dirty: impl Fn(u32, u32) -> u64,
+) -> Played {
     let mut source = source_of(1000 * MIB, options.timeout(1000 * SECOND));
     let (mut played, mut left, mut round, mut slowed) = (Played::default(), 1000 * MIB, 0, 0);
     while let Some(command) = source.poll() {
@@ -49,17 +72,22 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
             Operation::CollectMemoryLogs { .. } => {
                 round += 1;
                 left = dirty(round, slowed);
-                Done::Bytes(left)
-            }
-            Operation::Slow(0) => {
-                played.slowing.push(0);
-                Done::Slowed(true)
+                Done::Dirty { bytes: left, most: Some(range(left)) }
             }
             Operation::Slow(step) => {
                 played.slowing.push(step);
-                slowed = step.min(takes);
-                Done::Slowed(step <= takes)
+                match owner(step) {
+                    Ok(is_slower) => {
+                        slowed = if is_slower { step } else { slowed };
+                        Done::Slowed(is_slower)
+                    }
+                    Err(error) => {
+                        source.input(Event::Done { id, result: Err(error) }, played.took);
+                        continue;
+                    }
+                }
             }
+            Operation::QueryDataSize => Done::Bytes(state),
             _ => yields(&operation),
         };
         let is_round = matches!(operation, Operation::CollectMemoryLogs { .. });
@@ -68,6 +96,7 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
             let progress = source.progress(0, played.took);
             played.limits.push(u64::try_from(progress.downtime_limit.unwrap().as_millis()).unwrap());
             played.blames.push(progress.blame);
+            played.ranges.push(progress.dirtiest);
         }
         if let Operation::Send(control) = &operation
             && let Some(answer) = answer(control)
@@ -82,6 +111,7 @@ fn play(options: SourceOptions, takes: u32, dirty: impl Fn(u32, u32) -> u64) -> 
         assert!(matches!(error.outcome, Outcome::RunsOn), "{error}");
         played.error = Some(error.cause);
         played.warnings = error.warnings;
+        played.report = Some(*error.report);
     }
     played
 }
@@ -104,6 +134,7 @@ fn the_limit_is_raised_for_rounds_that_get_no_better_and_no_further_than_needed(
     assert_eq!(played.limits, [500, 500, 1500], "after the second round the owner is asked first");
     assert_eq!(played.stops, Some(3 * SECOND), "twice the limit by then");
     assert_eq!(played.blames[..2], [None, Some(Blame::Memory)]);
+    assert_eq!(played.ranges[..2], [None, Some(range(12 * LINK / 10))]);
 }
 
 #[test]
@@ -131,7 +162,14 @@ fn without_a_maximum_the_limit_stays_and_the_rounds_end() {
     assert_eq!(played.limits, [500; 7]);
     let error = played.error.unwrap();
     assert!(matches!(error, Error::NotConverging { rounds: 7, .. }), "{error}");
-    assert!(error.to_string().contains("most is left of memory (104857600 bytes)"), "{error}");
+    let left = "most is left of memory (104857600 bytes, 52428800 of them at 0x40000000 to 0x43ffffff)";
+    assert!(error.to_string().contains(left), "{error}");
+    let report = played.report.unwrap();
+    assert_eq!((report.rounds, report.final_bytes), (7, 0));
+    assert!(
+        (report.throughput_bytes_per_s / LINK as f64 - 1.0).abs() < 0.01,
+        "as measured up to the failure"
+    );
 }
 
 #[test]
@@ -145,10 +183,39 @@ fn an_owner_is_slowed_down_in_steps_before_the_limit_is_raised_and_is_let_go_aft
 }
 
 #[test]
+fn an_owner_that_cannot_be_let_go_after_a_failure_is_warned_of() {
+    let stuck = |step| if step == 0 { Err(Error::Guest("it does not answer".into())) } else { Ok(true) };
+    let played = play_owner(0, options().max_rounds(3), stuck, endless);
+    let expected = "the owner was slowed down for the migration, and may still be: the program that owns the devices: it does \
+                    not answer";
+    assert_eq!((&played.slowing[..], &played.warnings[..]), (&[1, 0][..], &[expected.to_string()][..]));
+}
+
+#[test]
 fn a_slower_owner_is_enough() {
     let played = play(options().downtime_max(30 * SECOND), 9, |_, slowing| LINK >> slowing);
     assert_eq!((played.slowing, played.limits.last()), (vec![1], Some(&500)));
     assert!(played.stops.is_some());
+}
+
+#[test]
+fn an_owner_is_not_slowed_down_for_state_of_a_device_that_is_too_much_without_any_memory() {
+    let played = play_with(10 * LINK, options().downtime_max(30 * SECOND), 9, |_, _| LINK / 10);
+    assert_eq!((&played.slowing[..], &played.limits[..]), (&[][..], &[500, 7875, 15250][..]), "{played:?}");
+    assert!(played.stops.is_some());
+}
+
+#[test]
+fn a_downtime_within_the_maximum_is_taken_before_the_total_timeout_cancels() {
+    // After the second round, at 11 s, 0.67 s are expected, and so is the next round.
+    let better = |round: u32, _| 2 * LINK / u64::from(round + 1);
+    let options = options().downtime_max(SECOND);
+    let played = play(options.total_timeout(23 * SECOND / 2), 0, better);
+    assert!(played.stops.is_some() && played.limits.len() == 2, "{played:?}");
+    let played = play(options.total_timeout(20 * SECOND), 0, better);
+    assert_eq!(played.limits, [500; 3], "there is time for the limit itself");
+    let played = play(options.downtime_max(SECOND * 3 / 5).total_timeout(23 * SECOND / 2), 0, better);
+    assert!(matches!(played.error, Some(Error::OutOfTime { .. })), "{played:?}");
 }
 
 #[test]

@@ -88,12 +88,23 @@ const ROWS: usize = if phases::SOURCE.len() > phases::DESTINATION.len() {
 };
 
 /// How often each cell was met.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Coverage {
     counts: [[[u32; Blow::ALL.len()]; ROWS]; 2],
     /// Migrations that succeeded at both sides, and all.
     pub(crate) successes: u32,
     pub(crate) runs: u32,
+    /// Migrations over several connections that succeeded, whose lanes were cut, and that met a connection that must not join.
+    pub(crate) with_lanes: u32,
+    pub(crate) cut_lanes: u32,
+    pub(crate) strangers: u32,
+}
+
+impl Default for Coverage {
+    fn default() -> Coverage {
+        let counts = [[[0; Blow::ALL.len()]; ROWS]; 2];
+        Coverage { counts, successes: 0, runs: 0, with_lanes: 0, cut_lanes: 0, strangers: 0 }
+    }
 }
 
 impl Coverage {
@@ -116,6 +127,9 @@ impl Coverage {
         }
         self.successes += other.successes;
         self.runs += other.runs;
+        self.with_lanes += other.with_lanes;
+        self.cut_lanes += other.cut_lanes;
+        self.strangers += other.strangers;
     }
 
     /// Whether no run has met the cell of this number.

@@ -34,6 +34,8 @@ pub(crate) struct Device {
     pub(crate) model: Model,
     pub(crate) state: State,
     pub(crate) content: Vec<Block>,
+    /// The state that it has given or taken, in order.
+    pub(crate) passed: Vec<(usize, Block)>,
     /// The setup outside of its migration state.
     pub(crate) setup: u32,
     /// The setup that its owner has given it.
@@ -63,6 +65,7 @@ impl Device {
         Device {
             state: State::Running,
             content: (0..blocks).map(|_| if holds { rng.u32(1..BLANK) } else { BLANK }).collect(),
+            passed: Vec::new(),
             setup,
             owners_setup: setup,
             saved_setup: None,
@@ -200,6 +203,7 @@ impl Device {
             return false;
         }
         self.content[block] = value;
+        self.passed.push((block, value));
         true
     }
 

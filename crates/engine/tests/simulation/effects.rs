@@ -1,6 +1,7 @@
 //! What calls do: to devices, memory, logs, the owner and the journal.
 
 use whimbrel_engine::Error;
+use whimbrel_engine::proto::backlog::Piece;
 use whimbrel_engine::proto::negotiate::Feature;
 use whimbrel_engine::proto::operation::{Done, Operation, Place};
 use whimbrel_protocol::State;
@@ -125,12 +126,22 @@ impl World {
                     if !device.state.is_saving() {
                         return error();
                     }
+                    let keeps =
+                        limit.is_some() && host.machine.as_ref().is_some_and(super::host::Machine::keeps);
+                    if keeps && !host.backlog.has_room() {
+                        return Next::Room;
+                    }
                     let is_last = limit.is_some_and(|limit| sent.bytes >= limit);
                     let lies = lie == Some(Lie::EndsEarly) && limit.is_none();
                     let bytes = device.model.block_bytes;
                     match if is_last { None } else { device.read() } {
                         Some((_, _)) if lies && sent.bytes >= bytes => Next::End(Ok(Done::Sent(sent))),
                         Some((block, value)) => {
+                            device.passed.push((block, value));
+                            if keeps {
+                                let piece = Piece { length: bytes, ends: false, data: (block, value) };
+                                host.backlog.push(index, piece);
+                            }
                             Next::Frame(Frame::State { device: index, block, value, bytes }, bytes)
                         }
                         None => {
@@ -141,14 +152,50 @@ impl World {
                         }
                     }
                 }
+                Operation::ResendState { from } => {
+                    if is_interrupted(epoch) {
+                        return Next::End(Err(Error::Interrupted));
+                    }
+                    return self.resend(index, from);
+                }
                 Operation::DrainState => Next::End(Ok(Done::Bytes(0))),
                 _ => error(),
             };
         }
         match operation {
             Operation::Send(_) | Operation::SendMemory | Operation::SendPadding(_) if fails => error(),
+            Operation::Reconnect { .. } => self.reconnect(fails),
+            Operation::Unlink | Operation::Listen if fails => error(),
+            Operation::Unlink => {
+                host.hears = None;
+                ok
+            }
+            Operation::Listen => {
+                self.listen_on_new(side);
+                ok
+            }
+            Operation::Rejoin { .. } if fails => error(),
+            Operation::Rejoin { round, number } => self.rejoin(round, number),
+            Operation::RoundArrived | Operation::RoundLost if fails => error(),
+            Operation::RoundArrived => {
+                host.backlog.all_taken();
+                host.unconfirmed.fill(false);
+                ok
+            }
+            Operation::RoundLost => {
+                for (dirty, unconfirmed) in host.dirty.iter_mut().zip(&mut host.unconfirmed) {
+                    let is_lost = std::mem::take(unconfirmed);
+                    *dirty |= is_lost && lie != Some(Lie::ForgetsLostRound);
+                }
+                let pages = host.dirty_pages();
+                Next::End(Ok(Done::Bytes(pages as u64 * page_bytes)))
+            }
             Operation::Send(control) => Next::Frame(Frame::Control(control), 64),
-            Operation::SendMemory | Operation::SendPadding(_) => self.next_part(side, place),
+            Operation::OpenLanes { .. } | Operation::MarkLanes(_) if fails => error(),
+            Operation::SendMemory
+            | Operation::SendPadding(_)
+            | Operation::OpenLanes { .. }
+            | Operation::MarkLanes(_) => self.next_part(side, place),
             Operation::SendBlobs if fails => error(),
             Operation::SendBlobs => Next::Frame(Frame::Blob { value: host.blob.unwrap_or_default() }, 4),
             Operation::StartMemoryLogs => {
@@ -172,11 +219,7 @@ impl World {
                 {
                     *page = false;
                 }
-                let pages = if host.is_unlogged {
-                    host.dirty.len()
-                } else {
-                    host.dirty.iter().filter(|is| **is).count()
-                };
+                let pages = host.dirty_pages();
                 Next::End(Ok(Done::Bytes(pages as u64 * page_bytes)))
             }
             Operation::StopMemoryLogs => {

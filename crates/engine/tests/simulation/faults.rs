@@ -13,19 +13,21 @@ use super::world::World;
 impl World {
     /// Breaks the connection.
     pub(crate) fn cut(&mut self, silent: bool) {
-        for side in Side::BOTH {
-            let link = self.link(side);
-            link.cut();
-            if silent {
-                link.is_silent = true;
-            } else {
-                link.is_closed = true;
+        self.down_until = self.now + self.plan.outage;
+        for connection in 0..self.connections() {
+            for side in Side::BOTH {
+                self.link_of(connection, side).break_off(silent);
             }
+        }
+        for lane in self.lane_numbers(Side::Source).skip(1) {
+            self.lane(Side::Source, lane).break_off(silent);
         }
         for side in Side::BOTH {
             if !silent {
                 let delay = Duration::from_micros(self.rng.u64(..2000));
-                self.after(delay, Happening::Lost { side });
+                if let Some(connection) = self.host(side).hears {
+                    self.after(delay, Happening::Lost { side, connection });
+                }
                 self.wake(side);
             }
         }
@@ -51,18 +53,12 @@ impl World {
                 self.cut(silent);
             }
             Fault::Stall(time) => {
-                for side in Side::BOTH {
-                    self.link(side).set_bandwidth(0.0);
-                }
+                self.flow(0.0);
                 self.after(time, Happening::Flow);
             }
-            Fault::Trickle(bandwidth) => {
-                for side in Side::BOTH {
-                    self.link(side).set_bandwidth(bandwidth);
-                    self.kick(side);
-                }
-            }
+            Fault::Trickle(bandwidth) => self.flow(bandwidth),
             Fault::Crash { side, silent } => self.crash(side, silent),
+            Fault::Intruder => self.intrude(),
             Fault::Fail(side) => self.host(side).armed.push_back(Fate::Fails),
             Fault::Hang(side) => {
                 let took_effect = self.rng.bool();
@@ -70,6 +66,8 @@ impl World {
             }
             Fault::Slow(side) => self.host(side).is_slow = true,
             Fault::FailArcs(side, count) => self.host(side).failing_arcs = count,
+            Fault::CutLane { lane, silent } => self.cut_lane(lane, silent),
+            Fault::Stranger(stranger) => self.meet(stranger),
         }
     }
 }

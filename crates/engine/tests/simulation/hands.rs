@@ -8,6 +8,7 @@ use whimbrel_engine::proto::operation::{Done, Event, Operation, Place, Sent};
 use super::coverage::Side;
 use super::happening::Happening;
 use super::host::{Current, Doing, Fate, Item};
+use super::lanes::join_next;
 use super::link::{Frame, HEADER};
 use super::oracle::Oracle;
 use super::world::World;
@@ -20,6 +21,10 @@ pub(crate) enum Next {
     Frame(Frame, u64),
     /// Another call.
     Call,
+    /// A wait until the state that was sent is confirmed.
+    Room,
+    /// The answers to connections that want to join are awaited.
+    Join,
 }
 
 pub(crate) fn injected(place: Place) -> Error {
@@ -37,6 +42,7 @@ impl World {
     /// Lets a worker without work begin with what is next.
     pub(crate) fn begin(&mut self, side: Side, place: Place) {
         let turn = self.turn();
+        let mut rng = self.rng.fork();
         let host = self.host(side);
         let epoch = host.epoch;
         let Some(worker) = host.workers.get_mut(&place) else { return };
@@ -52,13 +58,26 @@ impl World {
             turn,
             sent: Sent::default(),
             pages: std::collections::VecDeque::new(),
+            again: std::collections::VecDeque::new(),
+            parts: 0,
             is_out: false,
             is_injected: false,
         };
         if let Item::Task { operation: Operation::SendMemory, .. } = &current.item {
-            current.pages =
+            let mut pages: Vec<usize> =
                 host.dirty.iter().enumerate().filter(|(_, is)| **is).map(|(page, _)| page).collect();
+            if host.machine.as_ref().is_some_and(super::host::Machine::keeps) {
+                for (unconfirmed, dirty) in host.unconfirmed.iter_mut().zip(&host.dirty) {
+                    *unconfirmed |= dirty;
+                }
+            }
             host.dirty.fill(false);
+            // The lanes send at the same time.
+            let is_shuffled = host.lanes > 1;
+            if is_shuffled {
+                rng.shuffle(&mut pages);
+            }
+            current.pages = pages.into();
         }
         worker.current = Some(current);
         if is_interrupted {
@@ -77,6 +96,10 @@ impl World {
         let dice = self.rng.u32(..10_000);
         let slow = Duration::from_secs_f64(self.rng.f64() * 0.5);
         let took_effect = self.rng.bool();
+        // A network that is down refuses at once, or says nothing.
+        let is_unanswered = self.now < self.down_until && self.plan.is_outage_silent;
+        let answers_after =
+            if is_unanswered { Duration::from_secs_f64(self.rng.f64() * 0.5) } else { Duration::ZERO };
         let (call_timeout, timeout) = (self.call_timeout(side), self.timeout(side));
         let host = self.host(side);
         let Some(current) = host.workers.get_mut(&place).and_then(|worker| worker.current.as_mut()) else {
@@ -87,6 +110,7 @@ impl World {
             Item::Task { operation: Operation::SetState(_) | Operation::QueryState | Operation::Reset, .. }
         );
         let is_send = matches!(&current.item, Item::Task { operation: Operation::Send(_), .. });
+        let mut is_call = true;
         let mut fate = Fate::Works;
         if let Some(armed) = host.armed.pop_front() {
             fate = armed;
@@ -99,6 +123,14 @@ impl World {
             fate = Fate::Hangs { took_effect };
         } else if !is_calm && (dice < noise[0] + noise[1] + noise[2] || std::mem::take(&mut host.is_slow)) {
             duration += slow;
+        }
+        if let Item::Task { operation: Operation::Reconnect { pause, .. }, .. } = &current.item {
+            duration += *pause + answers_after;
+            // It waits for the network, not in a call.
+            is_call = false;
+            if fate != Fate::Works {
+                fate = Fate::Fails;
+            }
         }
         if is_send {
             // A thread's turn. A hang is a thread that sends and then gets no turn for a long time.
@@ -139,7 +171,7 @@ impl World {
             }
             return;
         }
-        if duration > call_timeout {
+        if is_call && duration > call_timeout {
             self.after(call_timeout, Happening::Overdue { side, place, turn });
         }
         self.after(duration, Happening::Step { side, place, turn });
@@ -152,7 +184,7 @@ impl World {
         }
     }
 
-    fn timeout(&self, side: Side) -> Duration {
+    pub(crate) fn timeout(&self, side: Side) -> Duration {
         match side {
             Side::Source => self.plan.source.timeout,
             Side::Destination => self.plan.destination.timeout,
@@ -170,6 +202,8 @@ impl World {
         match std::mem::replace(&mut current.doing, Doing::Call(Fate::Works)) {
             Doing::End(result) => self.report(side, place, result),
             Doing::Frame(frame, bytes) => current.doing = Doing::Frame(frame, bytes),
+            Doing::Room => current.doing = Doing::Room,
+            Doing::Joining => current.doing = Doing::Joining,
             Doing::Call(fate) => {
                 let next = match fate {
                     Fate::Works => self.effect(side, place, false),
@@ -187,15 +221,19 @@ impl World {
     }
 
     /// An operation goes on after a call.
-    fn go_on(&mut self, side: Side, place: Place, mut next: Next) {
+    pub(crate) fn go_on(&mut self, side: Side, place: Place, mut next: Next) {
         loop {
             match next {
                 Next::Call => return self.call(side, place),
+                Next::Room => return self.wait_for_room(side, place),
+                Next::Join => return self.wait_for_answers(),
                 Next::End(result) => return self.end(side, place, result),
                 Next::Frame(frame, bytes) => {
                     let turn = self.turn();
                     let timeout = self.timeout(side);
-                    let (is_closed, has_room) = (self.link(side).is_closed, self.link(side).has_room());
+                    let lane = self.lane_of(side, &frame);
+                    let link = self.lane(side, lane);
+                    let (is_closed, has_room) = (link.is_closed, link.has_room());
                     let host = self.host(side);
                     let epoch = host.epoch;
                     let Some(current) =
@@ -234,20 +272,33 @@ impl World {
             current.sent.wire += bytes + HEADER;
             current.sent.bytes += bytes;
         }
-        self.link(side).push(frame, bytes + HEADER);
-        self.kick(side);
+        let lane = self.lane_of(side, &frame);
+        self.lane(side, lane).push(frame, bytes + HEADER);
+        self.kick(side, lane);
     }
 
     /// What follows after a frame.
     pub(crate) fn next_part(&mut self, side: Side, place: Place) -> Next {
         let page_bytes = self.plan.page_bytes;
         let host = self.host(side);
+        let lanes = host.lanes;
         let Some(current) = host.workers.get_mut(&place).and_then(|worker| worker.current.as_mut()) else {
             return Next::Call;
         };
+        let part = current.parts + 1;
         let Item::Task { operation, .. } = &current.item else { return Next::End(Ok(Done::Nothing)) };
         match operation {
             Operation::SendState { .. } => Next::Call,
+            Operation::ResendState { .. } => self.resend_next(side, place),
+            Operation::OpenLanes { channels, .. } => {
+                let channels = *channels;
+                current.parts = part;
+                join_next(part, channels)
+            }
+            Operation::MarkLanes(number) if part < lanes => {
+                current.parts = part;
+                Next::Frame(Frame::Mark { lane: part, number: *number }, 8)
+            }
             Operation::SendMemory => match current.pages.pop_front() {
                 Some(page) => {
                     let value = host.memory[page];
@@ -266,7 +317,7 @@ impl World {
     }
 
     /// An operation has ended: its end is reported in a moment.
-    fn end(&mut self, side: Side, place: Place, result: Result<Done, Error>) {
+    pub(crate) fn end(&mut self, side: Side, place: Place, result: Result<Done, Error>) {
         let turn = self.turn();
         let worker = self.host(side).workers.get_mut(&place);
         if let Some(current) = worker.and_then(|worker| worker.current.as_mut()) {
@@ -325,7 +376,15 @@ impl World {
         let places: Vec<Place> = self.host(side).workers.keys().copied().collect();
         for place in places {
             let worker = &self.host(side).workers[&place];
-            if worker.current.as_ref().is_some_and(|current| matches!(current.doing, Doing::Frame(..))) {
+            let is_connecting = worker.current.as_ref().is_some_and(|current| {
+                matches!(&current.item, Item::Task { operation: Operation::Reconnect { .. }, .. })
+                    && matches!(current.doing, Doing::Call(_))
+            });
+            let is_waiting =
+                |current: &Current| matches!(current.doing, Doing::Frame(..) | Doing::Joining | Doing::Room);
+            if is_connecting {
+                self.end(side, place, Err(Error::Interrupted));
+            } else if worker.current.as_ref().is_some_and(is_waiting) {
                 self.keep(side, place);
                 self.end(side, place, Err(Error::Interrupted));
             }
@@ -336,12 +395,24 @@ impl World {
     pub(crate) fn wake(&mut self, side: Side) {
         let places: Vec<Place> = self.host(side).workers.keys().copied().collect();
         for place in places {
-            if !self.link(side).is_closed && !self.link(side).has_room() {
-                return;
+            let worker = &self.hosts()[side as usize].workers[&place];
+            match worker.current.as_ref().map(|current| &current.doing) {
+                Some(Doing::Frame(frame, _)) => {
+                    let lane = self.lane_of(side, frame);
+                    let link = self.lane(side, lane);
+                    if !link.is_closed && !link.has_room() {
+                        continue;
+                    }
+                }
+                // One of the connections is gone whose answer is awaited.
+                Some(Doing::Joining) if self.lanes.iter().any(|link| link.is_closed) => {
+                    self.end(side, place, Err(Error::Lost { side: "peer" }));
+                    continue;
+                }
+                _ => continue,
             }
             let worker = self.host(side).workers.get_mut(&place);
-            let Some(current) = worker.and_then(|worker| worker.current.as_mut()) else { continue };
-            if matches!(current.doing, Doing::Frame(..))
+            if let Some(current) = worker.and_then(|worker| worker.current.as_mut())
                 && let Doing::Frame(frame, bytes) =
                     std::mem::replace(&mut current.doing, Doing::Call(Fate::Works))
             {

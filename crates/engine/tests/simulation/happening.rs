@@ -33,21 +33,36 @@ pub(crate) enum Happening {
     /// The destination looks whether it hears anything.
     Listen,
     Depart {
+        connection: usize,
         side: Side,
+        lane: u32,
         departure: u64,
     },
     Arrive {
+        connection: usize,
         side: Side,
+        lane: u32,
         generation: u64,
         frame: Frame,
     },
-    /// A side learns that the connection is gone.
+    /// The destination's answer to a connection that wants to join.
+    Answered {
+        lane: u32,
+        is_joined: bool,
+    },
+    /// The destination learns that a lane is gone.
+    LaneLost {
+        lane: u32,
+    },
+    /// A side learns that a connection is gone.
     Lost {
         side: Side,
+        connection: usize,
     },
     /// What a side sends is refused: the peer is over.
     Refused {
         side: Side,
+        connection: usize,
     },
     Fault(Fault),
     /// The link works again.

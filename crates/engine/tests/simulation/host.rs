@@ -1,13 +1,15 @@
 //! One side: its machine, its devices, memory and owner, and the workers that do what the machine says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use fastrand::Rng;
+use whimbrel_engine::proto::backlog::Backlog;
 use whimbrel_engine::proto::control::Table;
 use whimbrel_engine::proto::destination::{Destination, Site, Taken};
 use whimbrel_engine::proto::identity::DeviceIdentity;
-use whimbrel_engine::proto::intake::Intake;
+use whimbrel_engine::proto::join::{Expected, Secret};
+use whimbrel_engine::proto::lane_intake::LaneIntake;
 use whimbrel_engine::proto::negotiate::{Feature, Offer};
 use whimbrel_engine::proto::operation::{Command, Event, Now, Operation, OperationId, Place, Sent};
 use whimbrel_engine::proto::source::{self, Plan as SourcePlan};
@@ -19,6 +21,10 @@ use super::device::{Block, Device};
 use super::link::Frame;
 use super::phases::{destination_place, source_place};
 use super::plan::Plan;
+
+/// The migration's id, and its secret.
+pub(crate) const ID: u128 = 7;
+pub(crate) const SECRET: Secret = Secret::new([9; 32]);
 
 /// What a worker is given.
 #[derive(Debug)]
@@ -56,6 +62,10 @@ pub(crate) enum Doing {
     Call(Fate),
     /// A frame that the link has no room for.
     Frame(Frame, u64),
+    /// State that there is no room to keep.
+    Room,
+    /// The answers to connections that want to join.
+    Joining,
     /// The end, which is about to be reported.
     End(Result<whimbrel_engine::proto::operation::Done, Error>),
 }
@@ -68,6 +78,10 @@ pub(crate) struct Current {
     pub(crate) turn: u64,
     pub(crate) sent: Sent,
     pub(crate) pages: VecDeque<usize>,
+    /// State that is sent again.
+    pub(crate) again: VecDeque<(usize, Block, u64)>,
+    /// The lanes that it has sent something on.
+    pub(crate) parts: u32,
     /// Whether the operation's own frame has gone out.
     pub(crate) is_out: bool,
     pub(crate) is_injected: bool,
@@ -129,6 +143,22 @@ impl Machine {
         }
     }
 
+    /// Whether the source keeps what a lost connection could lose.
+    pub(crate) fn keeps(&self) -> bool {
+        match self {
+            Machine::Source(machine) => machine.keeps_state().is_some(),
+            Machine::Destination(_) => false,
+        }
+    }
+
+    /// Whether the destination waits for a source whose connection was lost.
+    pub(crate) fn is_resumable(&self) -> bool {
+        match self {
+            Machine::Source(_) => false,
+            Machine::Destination(machine) => machine.is_resumable(),
+        }
+    }
+
     pub(crate) fn listens_since(&self) -> Option<Now> {
         match self {
             Machine::Source(_) => None,
@@ -160,8 +190,24 @@ pub(crate) struct Host {
     pub(crate) guest_state: u32,
     pub(crate) blob: Option<u32>,
     pub(crate) journal: Vec<Entry>,
-    pub(crate) intake: Intake,
+    pub(crate) intake: LaneIntake,
+    /// What has arrived on lanes that wait for others.
+    pub(crate) waiting: Vec<VecDeque<Frame>>,
+    /// The further connections that may join.
+    pub(crate) expected: Option<Expected>,
+    /// The connections in use at the source: more than one once all have joined.
+    pub(crate) lanes: u32,
+    /// The connections that have joined so far.
+    pub(crate) joined: u32,
     pub(crate) epoch: u64,
+    /// The connection that it sends on, and the one that it receives from.
+    pub(crate) connection: usize,
+    pub(crate) hears: Option<usize>,
+    /// At the destination: the last connection on which the source came back, by its number.
+    pub(crate) back: Option<(u32, usize)>,
+    /// At the source: the state that was sent and is not confirmed, and the memory.
+    pub(crate) backlog: Backlog<(usize, Block)>,
+    pub(crate) unconfirmed: Vec<bool>,
     /// The machine has been told that the connection is lost.
     pub(crate) is_told_lost: bool,
     pub(crate) last_arrival: Now,
@@ -195,11 +241,16 @@ fn table(plan: &Plan) -> Table {
 impl Host {
     pub(crate) fn new(side: Side, plan: &Plan, rng: &mut Rng) -> Host {
         let is_source = side == Side::Source;
-        let features = plan.features[side as usize].iter().copied().collect();
+        let features: BTreeSet<Feature> = plan.features[side as usize].iter().copied().collect();
         let machine = match side {
             Side::Source => {
                 let needs = plan.has_blob.then_some(Feature::Blobs).into_iter().collect();
-                let offer = Offer::new(7, &features, &needs);
+                let has_lanes = features.contains(&Feature::Lanes);
+                let channels = if has_lanes { plan.channels[0] } else { 1 };
+                let can_resume = features.contains(&Feature::Resume);
+                let reconnect = if can_resume { plan.source.reconnect } else { Duration::ZERO };
+                let offer =
+                    Offer::new(ID, &features, &needs).with_channels(channels).with_reconnect(reconnect);
                 let plan = SourcePlan { offer, table: table(plan), options: plan.source };
                 Machine::Source(Box::new(source::Source::new(plan, Duration::ZERO)))
             }
@@ -208,7 +259,8 @@ impl Host {
                     table: table(plan),
                     features,
                     journal: plan.has_journal.then(Vec::new),
-                    options: plan.destination,
+                    secret: Some(SECRET),
+                    options: plan.destination.channels(plan.channels[1]),
                 };
                 Machine::Destination(Box::new(Destination::new(site, Duration::ZERO)))
             }
@@ -233,8 +285,17 @@ impl Host {
             guest_state: rng.u32(..),
             blob: None,
             journal: Vec::new(),
-            intake: Intake::new(),
+            intake: LaneIntake::new().confirms_after(plan.window / 8),
+            waiting: vec![VecDeque::new(); 16],
+            expected: None,
+            lanes: 1,
+            joined: 0,
             epoch: 0,
+            connection: 0,
+            hears: Some(0),
+            back: None,
+            backlog: Backlog::new(count, plan.window),
+            unconfirmed: vec![false; plan.pages],
             is_told_lost: false,
             last_arrival: Duration::ZERO,
             worked_until: Duration::ZERO,
@@ -252,6 +313,11 @@ impl Host {
     /// Whether its machine is at work.
     pub(crate) fn is_active(&self) -> bool {
         self.machine.is_some() && self.end.is_none()
+    }
+
+    /// The pages that would have to be sent if everything stopped now.
+    pub(crate) fn dirty_pages(&self) -> usize {
+        if self.is_unlogged { self.dirty.len() } else { self.dirty.iter().filter(|is| **is).count() }
     }
 
     /// Whether a copy of a device runs here.

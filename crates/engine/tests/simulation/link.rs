@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use whimbrel_engine::proto::control::Control;
+use whimbrel_engine::proto::join::Join;
 
 use super::device::Block;
 
@@ -29,6 +30,15 @@ pub(crate) enum Frame {
         value: u32,
     },
     Padding,
+    /// The first frame of a lane.
+    Join {
+        lane: u32,
+        join: Join,
+    },
+    Mark {
+        lane: u32,
+        number: u32,
+    },
     /// The sender has closed its side.
     Fin,
 }
@@ -55,6 +65,8 @@ pub(crate) struct Link {
     pub(crate) is_silent: bool,
     /// The connection is closed or broken, and the sender can know.
     pub(crate) is_closed: bool,
+    /// Frames that have arrived at a side that does not receive yet.
+    pub(crate) inbox: Vec<Frame>,
 }
 
 impl Link {
@@ -70,6 +82,7 @@ impl Link {
             departure: 0,
             is_silent: false,
             is_closed: false,
+            inbox: Vec::new(),
         }
     }
 
@@ -103,8 +116,18 @@ impl Link {
         Some(frame)
     }
 
+    /// Breaks, for good.
+    pub(crate) fn break_off(&mut self, silent: bool) {
+        self.cut();
+        if silent {
+            self.is_silent = true;
+        } else {
+            self.is_closed = true;
+        }
+    }
+
     /// Loses everything that is under way.
-    pub(crate) fn cut(&mut self) {
+    fn cut(&mut self) {
         self.queue.clear();
         self.queued = 0;
         self.generation += 1;

@@ -1,4 +1,4 @@
-//! Thousands of simulated migrations: both machines with simulated devices, memory, owners and a link, in which anything
+//! Thousands of simulated migrations: both machines with simulated devices, memory, owners and links, in which anything
 //! fails at any moment. An oracle complains of two running copies, of state that differs, of ends that are not true, and of
 //! machines that do not end.
 //!
@@ -26,13 +26,17 @@ mod faults;
 mod hands;
 mod happening;
 mod host;
+mod lanes;
 mod link;
 mod oracle;
 #[path = "../phases/mod.rs"]
 mod phases;
 mod plan;
+mod reconnect;
 mod resolve;
 mod world;
+
+use std::time::Duration;
 
 use coverage::Coverage;
 use fastrand::Rng;
@@ -111,6 +115,8 @@ fn part(part: u64) {
         }
         assert_eq!(coverage.missing(), Vec::<String>::new(), "phases that were not met by a fault");
         assert!(coverage.successes * 10 > coverage.runs, "{} succeeded", coverage.successes);
+        let lanes = (coverage.with_lanes, coverage.cut_lanes, coverage.strangers);
+        assert!(lanes.0 * 40 > coverage.runs && lanes.1 > 10 && lanes.2 > 10, "lanes: {lanes:?}");
     }
 }
 
@@ -177,6 +183,66 @@ fn a_source_that_ends_early_is_seen() {
 fn a_page_that_is_not_sent_again_is_seen() {
     let complaints = lies(Lie::ForgetsPage, |plan| plan.cpu_rate = 200.0);
     assert_seen(&complaints, "pages differ");
+}
+
+#[test]
+fn a_lost_round_that_is_not_sent_again_is_seen() {
+    let complaints = lies(Lie::ForgetsLostRound, |plan| {
+        plan.resume(Duration::from_secs(5));
+        (plan.pages, plan.page_bytes, plan.bandwidth) = (100, 64 << 10, 1e7);
+        let row = coverage::row(coverage::Side::Source, "RoundSend");
+        let delay = Duration::from_millis(100);
+        plan.faults
+            .push((plan::When::In(coverage::Side::Source, row, delay), plan::Fault::Cut { silent: false }));
+    });
+    assert_seen(&complaints, "pages differ");
+}
+
+#[test]
+fn other_state_than_what_was_lost_is_seen() {
+    let complaints = lies(Lie::ResendsOtherState, |plan| {
+        plan.resume(Duration::from_secs(5));
+        plan.has_much_state();
+        let row = coverage::row(coverage::Side::Source, "RoundSend");
+        let delay = Duration::from_millis(100);
+        plan.faults
+            .push((plan::When::In(coverage::Side::Source, row, delay), plan::Fault::Cut { silent: false }));
+    });
+    assert_seen(&complaints, "runs at the destination with");
+}
+
+/// Migrations whose connection is lost so often in pre-copy, and comes back.
+fn migrations_with_cuts(cuts: usize) -> Vec<(u64, world::Outcome)> {
+    let seeds = 0..40;
+    let played = seeds.map(|seed| {
+        let mut plan = Plan::quiet(&mut Rng::with_seed(seed));
+        plan.resume(Duration::from_secs(5));
+        plan.has_much_state();
+        (plan.pages, plan.page_bytes) = (100, 64 << 10);
+        for cut in 0..cuts {
+            let at = Duration::from_millis(400 + 700 * cut as u64);
+            plan.faults.push((plan::When::At(at), plan::Fault::Cut { silent: cut % 2 == 1 }));
+        }
+        (seed, world::run(plan, seed, false))
+    });
+    played.collect()
+}
+
+#[test]
+fn migrations_outlive_connections_that_are_lost_in_precopy() {
+    for cuts in [1, 2, 3] {
+        let played = migrations_with_cuts(cuts);
+        for (seed, outcome) in &played {
+            assert_eq!(outcome.complaint, None, "seed {seed}, {cuts} cuts");
+        }
+        let reconnections: u32 = played.iter().map(|(_, outcome)| outcome.reconnections).sum();
+        let successes = played.iter().filter(|(_, outcome)| outcome.coverage.successes == 1).count();
+        assert!(successes >= 30, "{successes} of {} succeeded with {cuts} cuts", played.len());
+        assert!(
+            reconnections as usize >= 20 * cuts,
+            "{reconnections} connections were replaced, of {cuts} cuts each"
+        );
+    }
 }
 
 #[test]

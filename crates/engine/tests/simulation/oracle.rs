@@ -61,7 +61,7 @@ impl Oracle {
         }
     }
 
-    fn complain(&mut self, what: impl Into<String>) {
+    pub(crate) fn complain(&mut self, what: impl Into<String>) {
         self.complaint.get_or_insert(what.into());
     }
 
@@ -226,6 +226,13 @@ impl Oracle {
                 wrong = Some(format!(
                     "device {index} runs at the destination with another state: {:?} and {:?}",
                     here.content, there.content
+                ));
+            }
+            if !oracle.ruled && here.content == there.content && here.passed != there.passed {
+                wrong = Some(format!(
+                    "device {index} runs at the destination with other pieces of state than were read: {} and {}",
+                    here.passed.len(),
+                    there.passed.len()
                 ));
             }
             if oracle.has_setup && !oracle.ruled && here.setup != there.setup {

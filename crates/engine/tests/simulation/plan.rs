@@ -20,6 +20,10 @@ pub(crate) enum Lie {
     EndsEarly,
     /// The destination says FAILED while a device runs.
     FailedAndRuns,
+    /// After a connection was lost, the memory of the lost round is not marked again.
+    ForgetsLostRound,
+    /// After a connection was lost, other state is sent than what was lost.
+    ResendsOtherState,
     /// A dirty page is not sent again.
     ForgetsPage,
     /// The source lets its devices run after HANDOVER.
@@ -39,7 +43,9 @@ pub(crate) enum Lie {
 pub(crate) enum Fault {
     /// A side is cancelled.
     Cancel(Side),
-    /// The connection breaks: all in flight is lost. With `silent`, nobody is told.
+    /// Somebody who does not know the secret wants to replace the connection.
+    Intruder,
+    /// The connection breaks: all in flight is lost. With `silent`, nobody is told. There is no other one for a time.
     Cut { silent: bool },
     /// Nothing moves for a time.
     Stall(Duration),
@@ -55,6 +61,23 @@ pub(crate) enum Fault {
     Slow(Side),
     /// So many further calls of a side that change a device's state fail.
     FailArcs(Side, u32),
+    /// A lane breaks, one of this number or less. With `silent`, nobody is told.
+    CutLane { lane: u32, silent: bool },
+    /// A connection comes that must not join.
+    Stranger(Stranger),
+}
+
+/// What is wrong with a connection that must not join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stranger {
+    /// It does not know the secret.
+    Guesses,
+    /// It is of another migration.
+    Foreign,
+    /// Its lane is not one of the migration, or is the control connection.
+    Lane(u32),
+    /// Its lane has joined already, or it comes before the source's own.
+    Again,
 }
 
 impl Fault {
@@ -87,10 +110,19 @@ pub(crate) struct Plan {
     pub(crate) bandwidth: f64,
     pub(crate) latency: Duration,
     pub(crate) buffer: u64,
+    /// The connections that each side wants or allows, the control connection included.
+    pub(crate) channels: [u32; 2],
+    /// How fast each lane is, and how long its latency, beside the control connection.
+    pub(crate) lanes: Vec<(f64, f64)>,
     /// Longest usual duration of a call.
     pub(crate) call: Duration,
     pub(crate) source: SourceOptions,
     pub(crate) destination: DestinationOptions,
+    /// How long there is no other connection after one was cut, and whether attempts get no answer meanwhile.
+    pub(crate) outage: Duration,
+    pub(crate) is_outage_silent: bool,
+    /// The bytes of state that the source keeps until they are confirmed.
+    pub(crate) window: u64,
     pub(crate) faults: Vec<(When, Fault)>,
     /// The chance that a call fails, hangs or is slow, in 10,000.
     pub(crate) noise: [u32; 3],
@@ -162,9 +194,14 @@ impl Plan {
             bandwidth: log(rng, 3e6, 1e9),
             latency,
             buffer: log(rng, 4e3, 4e6) as u64,
+            channels: [1, 16],
+            lanes: Vec::new(),
             call: millis(rng, 0.01, 30.0),
             source,
             destination,
+            outage: millis(rng, 0.1, 3000.0),
+            is_outage_silent: rng.bool(),
+            window: log(rng, 3e5, 3e7) as u64,
             faults: Vec::new(),
             noise: [0; 3],
             calm: Duration::from_secs(10),
@@ -173,7 +210,56 @@ impl Plan {
             lie: None,
         };
         plan.decide_policy(rng);
+        if chance(rng, 60) {
+            plan.source = plan.source.reconnect(millis(rng, 100.0, 10_000.0));
+        }
+        if chance(rng, 80) {
+            plan.destination = plan.destination.reconnect(millis(rng, 100.0, 10_000.0));
+        }
+        if chance(rng, 50) {
+            plan.use_lanes(rng);
+        }
         plan
+    }
+
+    /// Lets both sides replace a lost connection.
+    pub(crate) fn resume(&mut self, within: Duration) {
+        self.source = self.source.reconnect(within).timeout(Duration::from_secs(2)).max_rounds(20);
+        self.source.total_timeout = None;
+        // Of several connections none is replaced.
+        self.channels[0] = 1;
+        self.lanes.clear();
+        self.destination = self.destination.reconnect(within * 2).timeout(Duration::from_secs(2));
+        self.outage = self.outage.min(within / 4);
+        for side in &mut self.features {
+            side.retain(|feature| *feature != Feature::Resume);
+            side.push(Feature::Resume);
+        }
+    }
+
+    /// Gives every device much state that it yields before the stop, for a link on which that takes a while.
+    pub(crate) fn has_much_state(&mut self) {
+        for device in &mut self.devices {
+            device.flags |= MigrationFlags::PRE_COPY;
+            (device.blocks, device.block_bytes) = (device.blocks.max(10), 100_000);
+            device.last = device.last.min(1);
+            device.rate = device.rate.min(5.0);
+        }
+        self.cpu_rate = self.cpu_rate.min(5.0);
+        self.bandwidth = 1e7;
+        self.latency = self.latency.min(Duration::from_millis(20));
+        self.call = self.call.min(Duration::from_millis(5));
+        self.source = self.source.downtime_limit(Duration::from_millis(500));
+        self.has_blob = false;
+    }
+
+    /// Spreads memory and state over several connections.
+    fn use_lanes(&mut self, rng: &mut Rng) {
+        self.channels = [rng.u32(2..=4), if chance(rng, 80) { 16 } else { rng.u32(1..=3) }];
+        self.lanes = (1..self.channels[0]).map(|_| (log(rng, 0.3, 3.0), log(rng, 0.3, 5.0))).collect();
+        // Memory of several stripes.
+        self.page_bytes = (64 << 10) << rng.u32(0..=2);
+        self.bandwidth = self.bandwidth.max(3e7);
     }
 
     /// What the source does about rounds that get no better, and about a migration that takes long.
@@ -232,7 +318,15 @@ impl Plan {
 
     fn fault(rng: &mut Rng) -> Fault {
         let side = Side::BOTH[rng.usize(..2)];
-        match rng.u8(..9) {
+        match rng.u8(..13) {
+            12 => Fault::Intruder,
+            9 | 10 => Fault::CutLane { lane: rng.u32(1..=3), silent: chance(rng, 40) },
+            11 => Fault::Stranger(match rng.u8(..4) {
+                0 => Stranger::Guesses,
+                1 => Stranger::Foreign,
+                2 => Stranger::Lane(if rng.bool() { 0 } else { rng.u32(4..) }),
+                _ => Stranger::Again,
+            }),
             0 => Fault::Cancel(side),
             1 => Fault::Cut { silent: chance(rng, 40) },
             2 => Fault::Stall(millis(rng, 1.0, 20_000.0)),
@@ -292,13 +386,39 @@ impl Plan {
             (self.page_bytes, self.cpu_rate, self.bandwidth) = (64 << 10, 200.0, 1e7);
             self.source = self.source.downtime_limit(Duration::from_millis(1)).max_rounds(20);
         }
+        if phase == "Lanes" {
+            self.features = [Feature::ALL.to_vec(), Feature::ALL.to_vec()];
+            self.use_lanes(rng);
+            self.channels[1] = 16;
+        }
         if phase == "Ping" {
             self.features = [Feature::ALL.to_vec(), Feature::ALL.to_vec()];
+        }
+        let is_of_lost_link =
+            |phase| matches!(phase, "Broken" | "Reconnect" | "Join" | "Resend" | "Await" | "Rejoin");
+        if is_of_lost_link(phase) {
+            self.resume(Duration::from_secs(3));
+            self.devices.iter_mut().for_each(|device| device.flags |= MigrationFlags::PRE_COPY);
+            self.outage = self.outage.min(Duration::from_millis(100));
+            if phase == "Broken" {
+                // Calls that are under way when the connection breaks.
+                self.call = Duration::from_millis(30);
+            }
         }
         let at = |side, name: &str| When::In(side, row(side, name), now);
         let (source, destination) = (Side::Source, Side::Destination);
         let mut fault = |when, fault| self.faults.push((when, fault));
         match (side, phase) {
+            (_, "Broken" | "Reconnect" | "Join" | "Resend" | "Await" | "Rejoin") => {
+                let name = match side {
+                    Side::Source => ["RoundQuery", "RoundSend", "RoundLeft", "Precopy"][rng.usize(..4)],
+                    Side::Destination => ["Load", "RoundEnd"][rng.usize(..2)],
+                };
+                if phase == "Broken" && chance(rng, 50) {
+                    fault(at(side, name), Fault::Fail(side));
+                }
+                fault(at(side, name), Fault::Cut { silent: false });
+            }
             (Side::Source, "Settle(Back)" | "Back(Query)" | "Back(Owner)" | "Back(Tell)" | "Back(Run)") => {
                 let name = ["RoundSend", "Pause", "Stop", "Rest", "End"][rng.usize(..5)];
                 let first = match rng.u8(..3) {

@@ -14,7 +14,6 @@ use whimbrel_protocol::handover::{
 use super::coverage::{Blow, Side};
 use super::happening::Happening;
 use super::host::{Doing, End, Fate, Machine, Worker};
-use super::link::Frame;
 use super::plan::Lie;
 use super::world::World;
 
@@ -79,15 +78,19 @@ impl World {
         host.is_gone = !outlives;
         host.guest = false;
         if silent {
-            for side in Side::BOTH {
-                self.link(side).is_silent = true;
+            for connection in 0..self.connections() {
+                for side in Side::BOTH {
+                    self.link_of(connection, side).is_silent = true;
+                }
+            }
+            for lane in self.lane_numbers(Side::Source).skip(1) {
+                self.lane(Side::Source, lane).is_silent = true;
             }
         } else if self.chance(50) && !self.link(side).is_closed {
-            // What the socket holds still goes out.
-            self.link(side).push(Frame::Fin, 1);
-            self.kick(side);
-            let delay = self.link(side).latency;
-            self.after(delay, Happening::Refused { side: side.peer() });
+            // What the sockets hold still goes out.
+            self.close(side);
+            let (delay, connection) = (self.link(side).latency, self.host(side).connection);
+            self.after(delay, Happening::Refused { side: side.peer(), connection });
         } else {
             self.cut(false);
         }

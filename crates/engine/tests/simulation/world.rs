@@ -13,7 +13,7 @@ use whimbrel_protocol::handover::JournalArbiter;
 use super::coverage::{Blow, Coverage, Side, names};
 use super::happening::{Due, Happening};
 use super::host::{Doing, End, Fate, Host, Item};
-use super::link::{Frame, Link};
+use super::link::Link;
 use super::oracle::Oracle;
 use super::plan::{Lie, Plan, When};
 
@@ -23,6 +23,8 @@ pub(crate) struct Outcome {
     pub(crate) complaint: Option<String>,
     pub(crate) coverage: Coverage,
     pub(crate) trace: Vec<String>,
+    /// The connections that were replaced, as the source reports them.
+    pub(crate) reconnections: u32,
 }
 
 pub(crate) struct World {
@@ -32,8 +34,14 @@ pub(crate) struct World {
     happenings: BinaryHeap<Reverse<Due>>,
     next: u64,
     hosts: [Host; 2],
-    /// By the side that sends.
-    links: [Link; 2],
+    /// The control connections, each by the side that sends.
+    pub(crate) links: Vec<[Link; 2]>,
+    /// Until when there is no other connection.
+    pub(crate) down_until: Now,
+    /// Bytes a second on every connection.
+    pub(crate) bandwidth: f64,
+    /// From the source to the destination, from lane 1 on.
+    pub(crate) lanes: Vec<Link>,
     pub(crate) oracle: Oracle,
     pub(crate) coverage: Coverage,
     pub(crate) arbiter: JournalArbiter,
@@ -47,14 +55,20 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
     let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000);
     let hosts = Side::BOTH.map(|side| Host::new(side, &plan, &mut rng));
     let links = [(); 2].map(|()| Link::new(plan.bandwidth, plan.latency, plan.buffer));
+    let lanes = plan.lanes.iter().map(|(speed, distance)| {
+        Link::new(plan.bandwidth * speed, plan.latency.mul_f64(*distance), plan.buffer)
+    });
     let mut world = World {
+        lanes: lanes.collect(),
         oracle: Oracle::new(&plan),
         rng,
         now: Duration::ZERO,
         happenings: BinaryHeap::new(),
         next: 0,
         hosts,
-        links,
+        links: vec![links],
+        down_until: Duration::ZERO,
+        bandwidth: plan.bandwidth,
         coverage: Coverage::of_run(),
         arbiter: JournalArbiter::new(),
         is_calm: false,
@@ -68,8 +82,14 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
     let complaint = world.oracle.complaint.take();
     if complaint.is_none() && world.is_success() {
         world.coverage.successes = 1;
+        world.coverage.with_lanes = u32::from(world.hosts[0].lanes > 1);
     }
-    Outcome { complaint, coverage: world.coverage, trace: world.trace.unwrap_or_default() }
+    let reconnections = match &world.hosts[0].end {
+        Some(End::Source(Ok(report))) => report.reconnections,
+        Some(End::Source(Err(error))) => error.report.reconnections,
+        _ => 0,
+    };
+    Outcome { complaint, coverage: world.coverage, trace: world.trace.unwrap_or_default(), reconnections }
 }
 
 impl World {
@@ -92,8 +112,18 @@ impl World {
         &self.hosts
     }
 
+    /// The direction that a side sends on.
     pub(crate) fn link(&mut self, from: Side) -> &mut Link {
-        &mut self.links[from as usize]
+        let connection = self.hosts[from as usize].connection;
+        self.link_of(connection, from)
+    }
+
+    pub(crate) fn link_of(&mut self, connection: usize, from: Side) -> &mut Link {
+        &mut self.links[connection][from as usize]
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.links.len()
     }
 
     pub(crate) fn after(&mut self, delay: Duration, happening: Happening) {
@@ -130,10 +160,14 @@ impl World {
             + (8 << 20);
         let options = (&self.plan.source, &self.plan.destination);
         let rounds = options.0.max_rounds + 2;
-        let transfer = Duration::from_secs_f64(bytes as f64 / self.plan.bandwidth) * 3;
+        let transfer = Duration::from_secs_f64(bytes as f64 / self.plan.bandwidth) * 10;
         let waits =
             options.0.timeout + options.1.timeout + (options.0.call_timeout + options.1.call_timeout) * 4;
-        self.plan.calm + (transfer + waits + self.plan.call * 100) * rounds + Duration::from_mins(1)
+        let reconnect = (options.0.reconnect + self.plan.outage) * 2;
+        self.plan.calm
+            + reconnect
+            + (transfer + waits + self.plan.call * 100) * rounds
+            + Duration::from_mins(1)
     }
 
     fn play(&mut self) {
@@ -175,29 +209,42 @@ impl World {
                 }
             }
             Happening::Listen => self.listen(),
-            Happening::Depart { side, departure } => self.depart(side, departure),
-            Happening::Arrive { side, generation, frame } => {
-                if self.link(side).generation == generation && !self.link(side).is_silent {
-                    self.arrive(side.peer(), frame);
+            Happening::Depart { connection, side, lane, departure } => {
+                self.depart(connection, side, lane, departure);
+            }
+            Happening::Arrive { connection, side, lane, generation, frame } => {
+                let link = self.lane_at(connection, side, lane);
+                if link.generation != generation || link.is_silent {
+                } else if lane > 0 || self.host(side.peer()).hears == Some(connection) {
+                    self.arrive(side.peer(), lane, frame);
+                } else {
+                    self.arrive_elsewhere(connection, side.peer(), frame);
                 }
             }
-            Happening::Lost { side } => self.lost(side, Error::Lost { side: "peer" }),
-            Happening::Refused { side } => {
-                self.link(side).is_closed = true;
-                self.wake(side);
+            Happening::Answered { lane, is_joined } => self.answered(lane, is_joined),
+            Happening::LaneLost { lane } => self.lane_lost(lane),
+            Happening::Lost { side, connection } => {
+                if self.host(side).hears == Some(connection) {
+                    self.lost(side, Error::Lost { side: "peer" });
+                }
+            }
+            Happening::Refused { side, connection } => {
+                for lane in self.lane_numbers(side) {
+                    self.lane_at(connection, side, lane).is_closed = true;
+                }
+                if self.host(side).connection == connection {
+                    self.wake(side);
+                }
             }
             Happening::Fault(fault) if !self.is_calm => self.strike(fault),
             Happening::Fault(_) => {}
             Happening::Flow => {
-                let bandwidth = self.plan.bandwidth;
-                for side in Side::BOTH {
-                    self.link(side).set_bandwidth(bandwidth);
-                    self.kick(side);
-                }
+                self.flow(self.plan.bandwidth);
             }
             Happening::Calm => {
                 self.say(|_| "faults stop".into());
                 self.is_calm = true;
+                self.down_until = self.down_until.min(self.now);
                 self.happen(Happening::Flow);
                 for side in Side::BOTH {
                     let host = self.host(side);
@@ -294,7 +341,10 @@ impl World {
                     && let Some(super::host::Machine::Destination(machine)) = &self.host(side).machine
                 {
                     let (table, features) = (machine.table().clone(), machine.features().clone());
-                    self.host(side).intake.open(&table, &features);
+                    let (channels, expected) = (machine.channels(), machine.joins());
+                    let host = self.host(side);
+                    host.intake.open(&table, &features, channels);
+                    host.expected = expected;
                 }
                 Oracle::starts(self, side, place, &operation);
                 let host = self.host(side);
@@ -314,12 +364,10 @@ impl World {
         let Some(machine) = &mut host.machine else { return };
         host.end = machine.end();
         self.say(|world| format!("{side:?} is over: {:?}", world.hosts[side as usize].end));
-        if !self.link(side).is_closed {
-            self.link(side).push(Frame::Fin, 1);
-            self.kick(side);
-        }
-        let delay = self.link(side).latency;
-        self.after(delay, Happening::Refused { side: side.peer() });
+        self.host(side).expected = None;
+        self.close(side);
+        let (delay, connection) = (self.link(side).latency, self.host(side).connection);
+        self.after(delay, Happening::Refused { side: side.peer(), connection });
         Oracle::finished(self, side);
         self.consider_resolving(side);
     }
@@ -342,31 +390,38 @@ impl World {
         }
     }
 
-    /// Lets the first frame of a direction leave.
-    pub(crate) fn kick(&mut self, side: Side) {
-        let link = self.link(side);
+    /// Lets the first frame of a connection leave.
+    pub(crate) fn kick(&mut self, side: Side, lane: u32) {
+        let connection = self.hosts[side as usize].connection;
+        self.kick_of(connection, side, lane);
+    }
+
+    pub(crate) fn kick_of(&mut self, connection: usize, side: Side, lane: u32) {
+        let link = self.lane_at(connection, side, lane);
         if link.departing {
             return;
         }
         if let Some(takes) = link.leaving_takes() {
             link.departing = true;
             let departure = link.departure;
-            self.after(takes, Happening::Depart { side, departure });
+            self.after(takes, Happening::Depart { connection, side, lane, departure });
         }
     }
 
-    fn depart(&mut self, side: Side, departure: u64) {
-        let link = self.link(side);
+    fn depart(&mut self, connection: usize, side: Side, lane: u32, departure: u64) {
+        let link = self.lane_at(connection, side, lane);
         if link.departure != departure {
             return;
         }
         link.departing = false;
         let (latency, generation) = (link.latency, link.generation);
         if let Some(frame) = link.pop() {
-            self.after(latency, Happening::Arrive { side, generation, frame });
+            self.after(latency, Happening::Arrive { connection, side, lane, generation, frame });
         }
-        self.kick(side);
-        self.wake(side);
+        self.kick_of(connection, side, lane);
+        if self.host(side).connection == connection {
+            self.wake(side);
+        }
     }
 
     pub(crate) fn lost(&mut self, side: Side, error: Error) {

@@ -247,7 +247,8 @@ fn a_source_that_ends_its_migration_in_the_greeting_ends_only_that() {
 fn a_sender_is_accepted_on_the_terms_of_the_destination() {
     let mut listener = listener();
     let address = listener.address().clone();
-    let terms = Terms { features: BTreeSet::from([Feature::Ping]), journal: Some(vec![7]) };
+    let features = BTreeSet::from([Feature::Ping]);
+    let terms = Terms { features, journal: Some(vec![7]), ..Terms::default() };
     let offer = |id| Control::Hello(Offer::new(id, &BTreeSet::from(Feature::ALL), &BTreeSet::new()));
     let greeting = |id| {
         let first = stream_of(Kind::Hello, &payload_of(offer(id)));

@@ -1,9 +1,11 @@
 //! Frames over real sockets, between threads.
 
 mod certificates;
+mod checks;
 mod frames;
 mod greetings;
 mod hostile;
+mod joining;
 mod listener;
 mod streams;
 mod tls;

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, SerialNumber, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, SerialNumber, date_time_ymd,
+};
 use tempfile::TempDir;
 
 use super::certificates::{Authority, REVOKED, Shown};
@@ -152,6 +154,29 @@ fn the_last_bytes_are_sent_although_the_peer_reads_late() {
 }
 
 #[test]
+fn the_reason_of_a_peer_that_has_gone_is_read_although_bytes_for_it_are_left() {
+    let hosts = Hosts::new();
+    let (left, right) = UnixStream::pair().unwrap();
+    let unix: Address = "unix:/run/move.sock".parse().unwrap();
+    let (source, destination) = std::thread::scope(|scope| {
+        let accepted = scope.spawn(|| hosts.destination().accept(right.into(), soon()).unwrap());
+        let source = hosts.source().peer("127.0.0.1").unwrap();
+        (source.connect(left.into(), &unix, soon()).unwrap(), accepted.join().unwrap())
+    });
+    let source = Arc::new(source);
+    let data = vec![7; 1 << 20];
+    let mut sender = Sender::new(source.clone());
+    while !sender.is_behind() {
+        sender.send(&Message::Memory { address: 0, data: &data }, Until::now()).unwrap();
+    }
+    let reason = Reason { reason: "the disk is full".into() };
+    Sender::new(Arc::new(destination)).send_now(&Control::Failed(reason).into(), soon()).unwrap();
+    let mut receiver = Receiver::new(source);
+    let told = receiver.next(soon()).unwrap();
+    assert!(matches!(told, Received::Message(Message::Control(Control::Failed(_)))), "{told:?}");
+}
+
+#[test]
 fn a_killed_peer_is_a_closed_connection() {
     let (source, destination) = working_pair();
     drop(source);
@@ -210,7 +235,7 @@ fn a_second_source_is_told_that_the_listener_is_busy() {
 type Change = fn(&mut CertificateParams);
 
 /// Certificates that are refused: how they are made, and what each side says.
-const REFUSED: [(&str, Change, &str, &str); 5] = [
+const REFUSED: [(&str, Change, &str, &str); 6] = [
     (
         "expired",
         |params| {
@@ -246,6 +271,12 @@ const REFUSED: [(&str, Change, &str, &str); 5] = [
         "it is made for another use",
         "it is made for another use",
     ),
+    (
+        "of an authority",
+        |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+        "it is that of an authority, not of a host",
+        "the peer's own log says why",
+    ),
 ];
 
 #[test]
@@ -279,6 +310,18 @@ fn a_destination_with_a_bad_certificate_is_refused_with_the_reason() {
         assert!(refused.to_string().contains(reason), "{what}: {refused}");
         assert!(told.to_string().contains(told_reason), "{what}: {told}");
     }
+}
+
+#[test]
+fn a_certificate_for_many_names_does_not_fill_the_log() {
+    let hosts = Hosts::new();
+    let names: Vec<String> = (0..500).map(|number| format!("host-{number}")).collect();
+    let many = hosts.authority.made("x", |params| {
+        params.subject_alt_names = CertificateParams::new(names).unwrap().subject_alt_names;
+    });
+    let destination = hosts.destination().peer("source").unwrap();
+    let refused = pair(&hosts.authority.tls(&many), &destination).1.unwrap_err().to_string();
+    assert!(refused.ends_with("host-7 and 492 more, not for source"), "{refused}");
 }
 
 #[test]
@@ -330,9 +373,12 @@ fn a_revocation_list_has_to_be_current_and_of_the_issuer() {
         (hosts.other_authority.revocations(2901), "no revocation list of this side is from its issuer"),
     ];
     for (list, reason) in lists {
-        let refused =
-            pair(&hosts.source(), &hosts.destination().revocations(list)).1.unwrap_err().to_string();
+        let (source, refused) = pair(&hosts.source(), &hosts.destination().revocations(list));
+        let refused = refused.unwrap_err().to_string();
         assert!(refused.contains(reason), "{refused}");
+        // The alert is the same as for an unknown authority.
+        let told = told(source);
+        assert!(told.contains("the peer has no valid revocation list of it"), "{told}");
     }
 }
 
@@ -439,7 +485,11 @@ fn files_that_cannot_be_used_are_named() {
     let good = hosts.authority.certificate("here");
     let other = hosts.authority.certificate("here");
     let missing = good.key.with_extension("missing");
-    let table: [(Tls, &Path, &str); 6] = [
+    let cut = good.key.with_extension("cut");
+    let text = fs::read(&good.certificate).unwrap();
+    fs::write(&cut, &text[..text.len() / 2]).unwrap();
+    let table: [(Tls, &Path, &str); 7] = [
+        (Tls::new(&cut, &good.key, hosts.authority.file()), &cut, "it is not complete"),
         (Tls::new(&missing, &good.key, hosts.authority.file()), &missing, "cannot read"),
         (Tls::new(&good.key, &good.key, hosts.authority.file()), &good.key, "has no certificate in PEM form"),
         (
@@ -460,6 +510,64 @@ fn files_that_cannot_be_used_are_named() {
         assert!(error.contains(reason) && error.contains(&path.display().to_string()), "{error}");
     }
     let Shown { .. } = good;
+}
+
+#[test]
+fn a_pipe_is_read_to_its_end_and_not_waited_for_without_end() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("here");
+    // On a thread of its own: a wait without end would be one of this test.
+    let check = |key: &Path| {
+        let tls = Tls::new(&shown.certificate, key, hosts.authority.file());
+        let (told, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || told.send(tls.check()));
+        answer.recv_timeout(Duration::from_mins(1)).expect("it ends")
+    };
+    let named = shown.key.with_extension("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &named, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(matches!(check(&named).unwrap_err(), TlsError::Lacks { .. }), "nobody writes");
+    // As a shell passes the output of a command.
+    let (reader, mut writer) = io::pipe().unwrap();
+    let passed = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+    writer.write_all(&fs::read(&shown.key).unwrap()).unwrap();
+    let error = check(Path::new(&passed)).unwrap_err().to_string();
+    assert!(error.contains("the program that writes this pipe does not end it"), "{error}");
+    writer.write_all(&fs::read(&shown.key).unwrap()).unwrap();
+    drop(writer);
+    check(Path::new(&passed)).unwrap();
+}
+
+#[test]
+fn a_file_without_end_is_too_large() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("here");
+    let zero = Path::new("/dev/zero");
+    let error = Tls::new(zero, &shown.key, hosts.authority.file()).check().unwrap_err().to_string();
+    assert_eq!(error, "cannot read /dev/zero: EFBIG: File too large");
+}
+
+/// A certificate of version 1 and its key, as openssl makes them without a file of extensions.
+const VERSION_1: [&str; 2] = [
+    "-----BEGIN CERTIFICATE-----\n\
+     MIHbMIGOAhQgec6X5PIWSduCHWpWs9zWuPRo6jAFBgMrZXAwFDESMBAGA1UEAwwJ\n\
+     YXV0aG9yaXR5MB4XDTI2MTEzMDIwMzE1OVoXDTI2MTIwMzIwMzE1OVowDTELMAkG\n\
+     A1UEAwwCdjEwKjAFBgMrZXADIQA8QqOVKU/OFU6H7TzI/7Nc6/4BV6sLDxotp1bg\n\
+     aOfaQTAFBgMrZXADQQAli/MuBFre6dR+WTaFg8Njk+VIs/NS2LuGi6fmkYH4oDDo\n\
+     IHK+gzALptFkzZ7vSN0ELgLxWecoVXavmvoTQAoG\n\
+     -----END CERTIFICATE-----",
+    "-----BEGIN PRIVATE KEY-----\n\
+     MC4CAQAwBQYDK2VwBCIEIHfxd4Nj2L+D21ZoPWMuE15qRO45EVC49NPBBS5Q5ACX\n\
+     -----END PRIVATE KEY-----",
+];
+
+#[test]
+fn a_certificate_of_version_1_is_named_as_that() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("here");
+    fs::write(&shown.certificate, VERSION_1[0]).unwrap();
+    fs::write(&shown.key, VERSION_1[1]).unwrap();
+    let error = hosts.authority.tls(&shown).check().unwrap_err().to_string();
+    assert!(error.contains(": it is of X.509 version 1"), "{error}");
 }
 
 #[test]

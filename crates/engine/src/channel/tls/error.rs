@@ -7,6 +7,9 @@ use rustls::{AlertDescription, CertificateError, Error as Rustls};
 
 use crate::channel::{Address, WaitError, named};
 
+/// The maximum number of names of a certificate that are shown.
+const SHOWN_NAMES: usize = 8;
+
 /// The reasons why there is no TLS with a peer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -93,12 +96,13 @@ impl From<TlsError> for io::Error {
 }
 
 /// Returns the fault of a certificate.
-fn certificate(error: &CertificateError) -> String {
+pub(super) fn certificate(error: &CertificateError) -> String {
     let text = match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "it is not valid yet (are the clocks of both hosts right?)"
         }
+        CertificateError::BadEncoding => "it is malformed, or a part of it is longer than 64 KiB",
         CertificateError::Revoked => "it is revoked",
         CertificateError::UnknownIssuer => {
             "no authority that this side trusts has signed it (self-signed, or by another authority)"
@@ -114,13 +118,25 @@ fn certificate(error: &CertificateError) -> String {
             let names = match &presented[..] {
                 [] => "it carries no name".to_string(),
                 names => {
-                    let names: Vec<&str> = names.iter().map(|name| bare(name)).collect();
-                    format!("it is for {}", names.join(", "))
+                    let first: Vec<&str> = names.iter().take(SHOWN_NAMES).map(|name| bare(name)).collect();
+                    let more = match names.len().saturating_sub(SHOWN_NAMES) {
+                        0 => String::new(),
+                        more => format!(" and {more} more"),
+                    };
+                    format!("it is for {}{more}", first.join(", "))
                 }
             };
             return format!("{names}, not for {}", expected.to_str());
         }
         CertificateError::NotValidForName => "it is for another name",
+        // The verifier's own, by their names.
+        CertificateError::Other(other) => match other.to_string().as_str() {
+            "CaUsedAsEndEntity" => "it is that of an authority, not of a host",
+            "UnsupportedCertVersion" => {
+                "it is of X.509 version 1 (`openssl x509 -req` makes version 3 with -extfile)"
+            }
+            other => return other.to_string(),
+        },
         other => return other.to_string(),
     };
     text.to_string()
@@ -137,7 +153,9 @@ fn refusal(alert: AlertDescription) -> Option<&'static str> {
     Some(match alert {
         AlertDescription::CertificateExpired => "it has expired, or is not valid yet by the peer's clock",
         AlertDescription::CertificateRevoked => "it is revoked",
-        AlertDescription::UnknownCA => "no authority that the peer trusts has signed it",
+        AlertDescription::UnknownCA => {
+            "no authority that the peer trusts has signed it, or the peer has no valid revocation list of it"
+        }
         AlertDescription::CertificateRequired | AlertDescription::NoCertificate => "it was not shown",
         AlertDescription::UnsupportedCertificate => "it is made for another use, or of an unknown kind",
         AlertDescription::BadCertificate | AlertDescription::AccessDenied => {

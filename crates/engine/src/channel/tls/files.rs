@@ -1,9 +1,12 @@
 //! The files of one side, and what rustls makes of them.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -13,8 +16,14 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use super::error::TlsError;
+use super::error::{TlsError, certificate};
 use super::named_client::NamedClient;
+use crate::channel::{Readiness, Until};
+
+/// The maximum of a file, in bytes.
+const MAX_FILE: u64 = 256 << 20;
+/// The time for the program at the other end of a pipe to write all of it.
+const PIPE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The files.
 #[derive(Clone, Debug)]
@@ -142,14 +151,35 @@ impl Files {
                 path: self.key.clone(),
                 reason: format!("it is not the key of the certificate in {}", self.certificate.display()),
             },
-            rustls::Error::InvalidCertificate(_) => unusable(&self.certificate, error),
+            rustls::Error::InvalidCertificate(error) => unusable(&self.certificate, certificate(error)),
             _ => unusable(&self.key, error),
         }
     }
 }
 
+/// Reads a file or a pipe, none of which may keep the caller waiting: connections are accepted on the same thread.
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|error| TlsError::Unreadable { path: path.to_path_buf(), error })
+    let unreadable = |error| TlsError::Unreadable { path: path.to_path_buf(), error };
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut file = file.map_err(unreadable)?;
+    let until = Until::timeout(PIPE_TIMEOUT);
+    let mut bytes = Vec::new();
+    loop {
+        let room = (MAX_FILE + 1).saturating_sub(bytes.len() as u64);
+        match Read::by_ref(&mut file).take(room).read_to_end(&mut bytes) {
+            Ok(_) if bytes.len() as u64 > MAX_FILE => {
+                return Err(unreadable(io::Error::from_raw_os_error(libc::EFBIG)));
+            }
+            Ok(_) => return Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if until.wait(file.as_fd(), Readiness::Readable).is_err() {
+                    let silent = "the program that writes this pipe does not end it";
+                    return Err(unreadable(io::Error::new(io::ErrorKind::TimedOut, silent)));
+                }
+            }
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
 }
 
 /// Reads all objects of a kind, at least one.
@@ -163,6 +193,12 @@ fn objects<T: PemObject>(path: &Path, what: &'static str) -> Result<Vec<T>, TlsE
 fn pem(path: &Path, what: &'static str, error: Pem) -> TlsError {
     match error {
         Pem::NoItemsFound => TlsError::Lacks { path: path.to_path_buf(), what },
+        Pem::MissingSectionEnd { .. } => {
+            unusable(path, "it ends within a section of PEM: it is not complete")
+        }
+        Pem::IllegalSectionStart { line } => {
+            unusable(path, format!("malformed line '{}'", String::from_utf8_lossy(&line).escape_debug()))
+        }
         other => unusable(path, other),
     }
 }

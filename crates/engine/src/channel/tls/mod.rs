@@ -86,6 +86,19 @@ impl Tls {
         self.load().map(|_| ())
     }
 
+    /// Finds out whether [`Tls::connect`] knows which name the peer at `address` has to carry, before a connection is made.
+    pub fn check_address(&self, address: &Address) -> Result<(), TlsError> {
+        self.name_at(address).map(|_| ())
+    }
+
+    fn name_at(&self, address: &Address) -> Result<ServerName<'static>, TlsError> {
+        match (&self.peer, address) {
+            (Some(name), _) => Ok(name.clone()),
+            (None, Address::Tcp(text)) => name_of(host_of(text)),
+            (None, Address::Unix(_)) => Err(TlsError::Unnamed(address.clone())),
+        }
+    }
+
     /// Makes a connection to `address` one of TLS, as its client: a source.
     ///
     /// A destination that refuses this side's certificate says so only afterwards, and a read fails then.
@@ -95,12 +108,7 @@ impl Tls {
         address: &Address,
         until: Until<'_>,
     ) -> Result<TlsStream, TlsError> {
-        let name = match (&self.peer, address) {
-            (Some(name), _) => name.clone(),
-            (None, Address::Tcp(text)) => name_of(host_of(text))?,
-            (None, Address::Unix(_)) => return Err(TlsError::Unnamed(address.clone())),
-        };
-        let connection = ClientConnection::new(self.load()?.client.clone(), name)
+        let connection = ClientConnection::new(self.load()?.client.clone(), self.name_at(address)?)
             .map_err(|error| TlsError::of_connection(&error))?;
         let stream = TlsStream::new(Arc::new(stream), connection.into());
         stream.handshake(until)?;

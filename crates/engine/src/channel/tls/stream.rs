@@ -88,10 +88,10 @@ impl Session {
         let count = self.connection.read_tls(&mut Bytes(socket))?;
         let processed = self.connection.process_new_packets();
         self.has_failed = processed.is_err();
-        // Also the alert that tells the peer what is wrong.
-        let flushed = would_block(self.flush(socket));
+        // Also the alert that tells the peer what is wrong. The next write finds out that the peer has gone: what it said
+        // before that is read.
+        let _ = self.flush(socket);
         processed.map_err(|error| TlsError::of_connection(&error))?;
-        flushed?;
         Ok(count)
     }
 
@@ -166,6 +166,11 @@ impl Channel for TlsStream {
 
     fn expect(&self, bytes: usize) {
         self.socket.expect(bytes.saturating_sub(RECORD).max(1));
+    }
+
+    fn peer_identity(&self) -> Option<Vec<u8>> {
+        let session = self.session.lock();
+        session.connection.peer_certificates()?.first().map(|certificate| certificate.to_vec())
     }
 
     fn shutdown_write(&self) -> io::Result<()> {

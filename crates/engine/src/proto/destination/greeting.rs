@@ -3,7 +3,7 @@
 use super::{Destination, Site};
 use crate::error::Error;
 use crate::proto::control::{Control, Table};
-use crate::proto::greeting::{Greeting, check_id};
+use crate::proto::greeting::{Greeting, accept, check_id};
 use crate::proto::negotiate::{self, Offer};
 use crate::proto::operation::{Event, Now};
 use crate::proto::table;
@@ -11,9 +11,9 @@ use crate::proto::table;
 impl Destination {
     /// Returns a machine for a source that has been greeted already: ACCEPT was sent, and its TABLE has arrived.
     pub fn of_greeted(site: Site, greeting: Greeting, now: Now) -> Destination {
-        let Greeting { offer, features, table } = greeting;
-        let mut destination = Destination::new(site, now);
-        destination.accepted = Some(features);
+        let Greeting { offer, accept, table, .. } = greeting;
+        let mut destination = Destination::new(Site { secret: accept.secret, ..site }, now);
+        destination.accepted = Some(accept);
         destination.input(Event::Received(Control::Hello(offer)), now);
         destination.input(Event::Received(Control::Table(table)), now);
         destination
@@ -27,18 +27,21 @@ impl Destination {
             return self.fail(error);
         }
         self.migration = offer.id().unwrap_or_default();
-        match negotiate::choose(offer, &self.site.features) {
-            Ok(features) if self.accepted.as_ref().is_some_and(|accepted| *accepted != features) => {
-                self.fail(Error::Protocol(
-                    "the source was accepted with other features than this destination has".into(),
-                ));
-            }
-            Ok(features) => {
-                self.features = features;
-                self.answered = true;
-            }
-            Err(error) => self.fail(error.into()),
+        let features = match negotiate::choose(offer, &self.site.features) {
+            Ok(features) => features,
+            Err(error) => return self.fail(error.into()),
+        };
+        let most = (self.site.options.channels, self.site.options.reconnect);
+        let accept = accept(offer, &features, most, self.site.secret);
+        if self.accepted.as_ref().is_some_and(|accepted| *accepted != accept) {
+            return self.fail(Error::Protocol(
+                "the source was accepted with other features than this destination has".into(),
+            ));
         }
+        self.features = features;
+        self.resumption.agree(&accept);
+        self.accept = Some(accept);
+        self.answered = true;
     }
 
     pub(super) fn compare(&mut self, theirs: Table) {

@@ -10,6 +10,7 @@ mod greeting;
 mod loading;
 mod options;
 mod progress;
+mod resume;
 mod taken;
 mod takeover;
 
@@ -23,7 +24,8 @@ use whimbrel_user::State;
 
 use self::device::Device;
 use super::control::{Control, Table};
-use super::negotiate::{self, Accept, Feature};
+use super::join::{Expected, Secret};
+use super::negotiate::{Accept, Feature};
 use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
 use super::pending::Pending;
 use super::spans::Spans;
@@ -42,6 +44,8 @@ pub struct Site {
     pub features: BTreeSet<Feature>,
     /// The ids of the migrations that the owner's journal has; `None` without a journal.
     pub journal: Option<Vec<u128>>,
+    /// The secret for further connections of the source; `None` without a way for them to join.
+    pub secret: Option<Secret>,
     /// The bounds.
     pub options: DestinationOptions,
 }
@@ -59,6 +63,12 @@ pub enum Phase {
     Load,
     /// The devices load the data of a round.
     RoundEnd,
+    /// The connection is lost in pre-copy: transfers are interrupted, and the devices load what has arrived.
+    Broken,
+    /// The connection is lost: it is ended here, and the source's JOIN on another one is awaited.
+    Await,
+    /// RESUMED is sent on the new connection.
+    Rejoin,
     /// The devices load the rest and leave RESUMING.
     Finish,
     /// The journal records that the devices may start, and the owner inspects.
@@ -96,8 +106,10 @@ pub struct Destination {
     pending: Pending,
     phase: Phase,
     spans: Spans,
-    /// The features of an ACCEPT that was sent before this machine began.
-    accepted: Option<BTreeSet<Feature>>,
+    /// ACCEPT, if it was sent before this machine began.
+    accepted: Option<Accept>,
+    /// ACCEPT, once the source is accepted.
+    accept: Option<Accept>,
     /// Set if the message that the phase awaits from the source has arrived.
     answered: bool,
     now: Now,
@@ -112,6 +124,7 @@ pub struct Destination {
     /// The error of the record of the discard.
     unrecorded: Option<Error>,
     lost: bool,
+    resumption: resume::Resumption,
     cause: Option<Error>,
     /// The time when END arrived; `loading` is the time that loading took from then on.
     ended_at: Now,
@@ -124,7 +137,7 @@ pub struct Destination {
 impl Destination {
     /// Returns a machine that waits for HELLO.
     pub fn new(site: Site, now: Now) -> Destination {
-        let site = Site { options: site.options.within_clock(), ..site };
+        let site = Site { options: site.options.within_bounds(), ..site };
         let devices: Vec<Device> = site.table.devices.iter().map(Device::new).collect();
         let count = NonZeroUsize::new(devices.len()).unwrap_or(NonZeroUsize::MIN);
         let mut destination = Destination {
@@ -136,6 +149,7 @@ impl Destination {
             phase: Phase::Hello,
             spans: Spans::new(super::DESTINATION),
             accepted: None,
+            accept: None,
             answered: false,
             now,
             deadline: None,
@@ -145,6 +159,7 @@ impl Destination {
             recorded: false,
             unrecorded: None,
             lost: false,
+            resumption: resume::Resumption::default(),
             cause: None,
             ended_at: now,
             loading: Duration::ZERO,
@@ -177,6 +192,8 @@ impl Destination {
             Event::Overdue(id) => self.overdue(id),
             Event::Received(control) => self.received(control),
             Event::Lost(error) => self.lost(error),
+            Event::Resumption(number) => self.source_is_back(number),
+            Event::StateArrived { device, bytes } => self.state_arrived(device, bytes),
             Event::Cancel(reason) if self.can_be_cancelled() => self.fail(Error::Cancelled { reason }),
             Event::Cancel(_) | Event::Tick => {}
         }
@@ -199,6 +216,18 @@ impl Destination {
     /// Returns the features in use, once they have been chosen.
     pub fn features(&self) -> &BTreeSet<Feature> {
         &self.features
+    }
+
+    /// Returns the number of connections in use, the control connection included.
+    pub fn channels(&self) -> u32 {
+        self.accept.as_ref().and_then(|accept| accept.channels).unwrap_or(1)
+    }
+
+    /// Returns the further connections that the source may open; `None` if it has no secret for them.
+    pub fn joins(&self) -> Option<Expected> {
+        let secret = self.accept.as_ref()?.secret?;
+        let expected = Expected::new(self.migration, secret, self.channels());
+        Some(if self.is_resumable() { expected.resumptions() } else { expected })
     }
 
     /// Returns the source's table, once it has been accepted.
@@ -253,6 +282,7 @@ impl Destination {
             | Phase::Quiesce
             | Phase::Start
             | Phase::Over => None,
+            Phase::Broken | Phase::Await | Phase::Rejoin => self.resumption_ends(),
             Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record => Some(self.now + call),
             Phase::Run | Phase::Tell => Some(self.now + call.min(Destination::TELL)),
         };
@@ -260,9 +290,9 @@ impl Destination {
             Phase::Hello | Phase::Load => {}
             Phase::Table if self.accepted.is_some() => {}
             Phase::Table => {
-                let accept =
-                    Accept { version: negotiate::VERSION, features: negotiate::names(&self.features) };
-                self.say(Control::Accept(accept));
+                if let Some(accept) = self.accept.clone() {
+                    self.say(Control::Accept(accept));
+                }
             }
             Phase::Resume => {
                 for device in 0..self.devices.len() {
@@ -271,6 +301,8 @@ impl Destination {
                 }
             }
             Phase::RoundEnd => self.each_device(&Operation::DrainState),
+            Phase::Await => self.pending.start(Place::Stream, Operation::Unlink),
+            Phase::Rejoin => self.rejoin(),
             Phase::Finish => {
                 self.each_device(&Operation::DrainState);
                 self.each_device(&Operation::SetState(State::Stop));
@@ -294,7 +326,7 @@ impl Destination {
                 self.each_device(&Operation::SetState(State::Running));
             }
             Phase::Run => self.run(),
-            Phase::Settle => self.pending.command(Command::Interrupt),
+            Phase::Broken | Phase::Settle => self.pending.command(Command::Interrupt),
             Phase::Reset => self.reset_devices(),
             Phase::Verify => self.verify_devices(),
             Phase::Record => self.record_discarding(),
@@ -309,6 +341,7 @@ impl Destination {
             Phase::Hello | Phase::Table | Phase::Load | Phase::Ready => {
                 self.answered && self.pending.is_empty()
             }
+            Phase::Await => self.has_joined() && self.pending.is_empty(),
             _ => self.pending.is_empty(),
         }
     }
@@ -322,6 +355,9 @@ impl Destination {
                 self.say(Control::RoundDone { number: self.round });
                 self.load_on();
             }
+            Phase::Broken => self.enter(Phase::Await),
+            Phase::Await => self.enter(Phase::Rejoin),
+            Phase::Rejoin => self.load_again(),
             Phase::Finish => {
                 self.loading = self.now.saturating_sub(self.ended_at);
                 self.enter(Phase::Inspect);
@@ -357,6 +393,13 @@ impl Destination {
         if self.is_discarding() {
             return self.discard_done(place, &operation, result);
         }
+        let result = match result {
+            Ok(done) => Ok(done),
+            Err(error) => match self.beside_lost_link(&operation, error) {
+                Some(error) => Err(error),
+                None => return,
+            },
+        };
         let device = match place {
             Place::Device(index) => self.devices.get_mut(index),
             Place::Stream | Place::Owner => None,
@@ -399,6 +442,17 @@ impl Destination {
             }
             (Control::Hello(offer), Phase::Hello) if !self.answered => self.greeted(&offer),
             (Control::Table(theirs), Phase::Table) if !self.answered => self.compare(theirs),
+            // What the lost connection still had.
+            (Control::Round { number, initial }, Phase::Broken | Phase::Await)
+                if Some(number) == self.round.checked_add(1) =>
+            {
+                self.round_ended_on_lost_link(number, initial);
+            }
+            (Control::Ping { .. }, Phase::Broken | Phase::Await) => {}
+            (Control::Stopping | Control::DeviceEnd { .. }, Phase::Broken | Phase::Await) => {
+                self.source_has_stopped();
+            }
+            (Control::Stopping, Phase::Load) if self.is_resumable() => self.resumption.forbid(),
             (Control::Ping { id }, Phase::Load) if self.features.contains(&Feature::Ping) => {
                 self.say(Control::Pong { id });
             }
@@ -426,6 +480,7 @@ impl Destination {
     }
 
     fn lost(&mut self, error: Error) {
+        let Some(error) = self.outlive(error) else { return };
         // An error on this side, or in the source's messages, can still be reported.
         self.lost |= matches!(error, Error::Lost { .. } | Error::Link(_));
         if self.owns() {
@@ -467,6 +522,10 @@ impl Destination {
             Phase::Run | Phase::Tell => {
                 self.give_up_pending();
                 self.enter(Phase::Over);
+            }
+            Phase::Broken | Phase::Await | Phase::Rejoin => {
+                let error = self.not_resumed();
+                self.fail(error);
             }
             _ => {
                 self.fail(Error::Silent { side: super::SOURCE, waited: self.site.options.timeout });

@@ -14,6 +14,7 @@ impl Destination {
             Phase::Hello | Phase::Table | Phase::Resume => progress::Phase::Greeting,
             Phase::Load => progress::Phase::Round(self.round.saturating_add(1)),
             Phase::RoundEnd => progress::Phase::Round(self.round),
+            Phase::Broken | Phase::Await | Phase::Rejoin => progress::Phase::Reconnecting,
             Phase::Finish | Phase::Inspect | Phase::Ready | Phase::Quiesce | Phase::Start => {
                 progress::Phase::Switchover
             }

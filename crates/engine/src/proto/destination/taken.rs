@@ -10,6 +10,8 @@ pub struct Taken {
     pub migration: String,
     /// The devices' names at the source.
     pub from_devices: Vec<String>,
+    /// The number of connections that were lost in pre-copy and replaced.
+    pub reconnections: u32,
     /// Rounds of pre-copy.
     pub rounds: u32,
     /// Bytes of device state.

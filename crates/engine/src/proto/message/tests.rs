@@ -1,12 +1,14 @@
 //! Tests of messages and their payloads.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::proto::control::{BlobName, Fits, Ready, Running};
+use crate::proto::control::{BlobName, Checked, Fits, Mismatch, Ready, Running};
 use crate::proto::identity::PciIdentity;
+use crate::proto::join::{Join, Purpose, Resumed, Secret};
 use crate::proto::negotiate::{Accept, Feature, Offer};
 use crate::set::RamRegion;
 
@@ -36,11 +38,27 @@ fn every_control() -> Vec<Control> {
         blobs: vec![BlobName { name: "cpu".into(), version: 1 }],
     };
     let reason = Reason { reason: "the disk is full".into() };
+    let secret = Some(Secret::new([0xf0; 32]));
     vec![
         Control::Hello(Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new())),
-        Control::Accept(Accept { version: 2, features: BTreeSet::new() }),
+        Control::Hello(Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_channels(4)),
+        Control::Hello(
+            Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_reconnect(Duration::from_secs(9)),
+        ),
+        Control::Accept(Accept::new(&BTreeSet::new())),
+        Control::Accept(Accept { reconnect_ms: Some(8), secret, ..Accept::new(&BTreeSet::new()) }),
+        Control::Accept(Accept { channels: Some(4), secret, ..Accept::new(&BTreeSet::new()) }),
         Control::Table(table),
         Control::Fits(Fits { setup_us: 9 }),
+        Control::Checked(Checked::default()),
+        Control::Checked(Checked {
+            mismatches: vec![
+                Mismatch { code: "pci-id".into(), device: Some(3), text: "it differs".into() },
+                Mismatch { code: "memory-layout".into(), device: None, text: String::new() },
+            ],
+            more: 3,
+            setup_us: 4,
+        }),
         Control::Round { number: 1, initial: true },
         Control::Round { number: u32::MAX, initial: false },
         Control::RoundDone { number: 2 },
@@ -53,6 +71,13 @@ fn every_control() -> Vec<Control> {
         Control::Running(Running { start_us: 4 }),
         Control::Failed(reason.clone()),
         Control::Abort(reason),
+        Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Lane(1))),
+        Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Resumption(3))),
+        Control::Joined,
+        Control::Resumed(Resumed { round: 3, devices: vec![0, u64::MAX] }),
+        Control::StateTaken { device: 3, bytes: 1 << 50 },
+        Control::Stopping,
+        Control::Mark { number: u32::MAX },
     ]
 }
 
@@ -78,8 +103,10 @@ fn every_message_reads_back_as_it_was_written() {
 
 #[test]
 fn payloads_of_the_wrong_length_are_refused() {
-    let cases: [(Kind, &[u8]); 17] = [
+    let cases: [(Kind, &[u8]); 19] = [
         (Kind::Handover, b"x"),
+        (Kind::Stopping, b"x"),
+        (Kind::StateTaken, &[0; 12]),
         (Kind::Memory, &[0; 8]),
         (Kind::Memory, &[0; 3]),
         (Kind::DeviceState, &[0; 8]),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{OnTimeout, Phase, Source};
 use crate::error::{Error, most_of, predicted};
-use crate::progress::{self, Blame};
+use crate::progress::{self, Blame, DirtyRange};
 use crate::proto::convergence::Convergence;
 use crate::proto::operation::{Now, Operation, Place};
 use crate::proto::rounds::{self, Bounds, Decision, Prediction};
@@ -31,16 +31,23 @@ impl Source {
         let decision = self.decision();
         let goes_on = match decision {
             Decision::Switchover => false,
+            _ if self.is_last_round() => false,
             _ => !self.is_over(decision) || self.plan.options.on_timeout == OnTimeout::Ignore,
         };
         if !goes_on || !self.convergence.is_stalled() {
             self.decide();
-        } else if self.slowing.is_refused || self.plan.table.memory.is_empty() {
+        } else if self.slowing.is_refused || !self.slowing_may_help() {
             self.raise_limit(Convergence::raise);
             self.decide();
         } else {
             self.enter(Phase::Slow);
         }
+    }
+
+    /// Returns whether the devices would stop if no more memory were written. What only their stop yields stays.
+    fn slowing_may_help(&self) -> bool {
+        !self.plan.table.memory.is_empty()
+            && rounds::decide(self.least_prediction, self.bounds(), true, 0) == Decision::Switchover
     }
 
     /// Asks the owner to write less.
@@ -105,7 +112,7 @@ impl Source {
     fn decide(&mut self) {
         let mut decision = self.decision();
         let is_over = self.is_over(decision);
-        if is_over && decision != Decision::Switchover {
+        if (is_over || self.is_last_round()) && decision != Decision::Switchover {
             // A downtime that may be is better than none of the work done.
             self.raise_limit(Convergence::raise_to_maximum);
             decision = self.decision();
@@ -157,11 +164,21 @@ impl Source {
         self.plan.options.total_timeout.is_some_and(|timeout| since >= timeout)
     }
 
+    /// Returns whether the migration would be cancelled before another round ends: it takes as long as the downtime that is
+    /// predicted, or longer.
+    fn is_last_round(&self) -> bool {
+        let next = self.prediction.map(|prediction| self.now.saturating_add(prediction.total()));
+        next.zip(self.end_of_precopy()).is_some_and(|(next, end)| next > end)
+    }
+
     /// Returns the time at which a migration ends that has not come to the stop by then.
     pub(super) fn end_of_precopy(&self) -> Option<Now> {
         // Once it records, the stop is decided.
         let is_before_the_stop = self.phase != Phase::Record
-            && matches!(self.shown_phase(), progress::Phase::Greeting | progress::Phase::Round(_));
+            && matches!(
+                self.shown_phase(),
+                progress::Phase::Greeting | progress::Phase::Round(_) | progress::Phase::Reconnecting
+            );
         let timeout = self
             .plan
             .options
@@ -187,11 +204,21 @@ impl Source {
     /// Returns the memory or device that has most left to send, by name and size.
     fn blamed(&self) -> Option<String> {
         let (left, blame) = self.most_left()?;
-        let name = match blame {
-            Blame::Memory => "memory",
-            Blame::Device(number) => &self.devices.get(number)?.name,
-        };
-        Some(format!("{name} ({left} bytes)"))
+        Some(match blame {
+            Blame::Memory => match self.dirtiest {
+                Some(DirtyRange { start, size, dirty }) => format!(
+                    "memory ({left} bytes, {dirty} of them at {start:#x} to {:#x})",
+                    start.saturating_add(size.saturating_sub(1))
+                ),
+                None => format!("memory ({left} bytes)"),
+            },
+            Blame::Device(number) => format!("{} ({left} bytes)", self.devices.get(number)?.name),
+        })
+    }
+
+    /// Returns the part of the memory with most dirty data, while memory is to blame.
+    pub(super) fn dirtiest(&self) -> Option<DirtyRange> {
+        self.dirtiest.filter(|_| self.blame() == Some(Blame::Memory))
     }
 
     fn most_left(&self) -> Option<(u64, Blame)> {

@@ -72,6 +72,7 @@ impl Source {
                 }
             }
             (_, Done::State(state)) => device.state = Some(state),
+            (Operation::ResendState { .. }, Done::Bytes(bytes)) => device.sent = bytes,
             (_, Done::Bytes(bytes)) => device.left = bytes,
             (_, Done::Precopy { report, data_size }) => {
                 device.precopy.report(report.bytes, report.reinit);

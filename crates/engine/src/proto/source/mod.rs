@@ -7,9 +7,11 @@
 
 mod decision;
 mod device;
+mod lanes;
 mod options;
 mod phase;
 mod progress;
+mod resume;
 mod rollback;
 mod round;
 mod switchover;
@@ -55,6 +57,8 @@ pub struct Plan {
 pub struct Source {
     plan: Plan,
     features: BTreeSet<Feature>,
+    /// The connections that the destination allows.
+    lanes: lanes::Lanes,
     handover: handover::Source,
     devices: Vec<Device>,
     pending: Pending,
@@ -76,6 +80,8 @@ pub struct Source {
     /// Set while the destination's reason is awaited, after a transfer has found the connection closed.
     lost: Option<Error>,
     prediction: Option<Prediction>,
+    /// The prediction if nothing were written any more.
+    least_prediction: Option<Prediction>,
     convergence: Convergence,
     slowing: decision::Slowing,
     /// Set once a warning says that the time of pre-copy is over.
@@ -87,10 +93,13 @@ pub struct Source {
     round: round::Round,
     /// The first pass over all memory, for memory that no log covers.
     full_pass: Option<round::FullPass>,
+    resumption: resume::Resumption,
     /// The number of rounds with padding.
     paddings: u32,
     confirmed_initial: bool,
     memory_left: u64,
+    /// The part of the memory with most of it.
+    dirtiest: Option<shown::DirtyRange>,
     started: Now,
     phase_began: Now,
     stopped_at: Option<Now>,
@@ -106,11 +115,12 @@ pub struct Source {
 impl Source {
     /// Returns a machine that begins at once.
     pub fn new(plan: Plan, now: Now) -> Source {
-        let plan = Plan { options: plan.options.within_clock(), ..plan };
+        let plan = Plan { options: plan.options.within_bounds(), ..plan };
         let devices = plan.table.devices.iter().map(|identity| Device::new(identity, now));
         let mut source = Source {
             devices: devices.collect(),
             features: BTreeSet::new(),
+            lanes: lanes::Lanes::default(),
             handover: handover::Source::new(),
             pending: Pending::default(),
             phase: Phase::Hello,
@@ -126,6 +136,7 @@ impl Source {
             peer_setup: Duration::ZERO,
             lost: None,
             prediction: None,
+            least_prediction: None,
             convergence: Convergence::default(),
             slowing: decision::Slowing::default(),
             is_overtime: false,
@@ -133,9 +144,11 @@ impl Source {
             outlook: progress::Outlook::default(),
             round: round::Round::default(),
             full_pass: None,
+            resumption: resume::Resumption::default(),
             paddings: 0,
             confirmed_initial: false,
             memory_left: 0,
+            dirtiest: None,
             started: now,
             phase_began: now,
             stopped_at: None,
@@ -173,9 +186,10 @@ impl Source {
             Event::Done { id, result } => self.done(id, result),
             Event::Overdue(id) => self.overdue(id),
             Event::Received(control) => self.received(control),
-            Event::Lost(error) => self.fail(error),
+            Event::Lost(error) => self.link_failed(error),
             Event::Cancel(reason) => self.cancel(reason),
-            Event::Tick => {}
+            // Events of the destination.
+            Event::Resumption(_) | Event::StateArrived { .. } | Event::Tick => {}
         }
         while self.phase_is_done() {
             self.advance();
@@ -187,10 +201,9 @@ impl Source {
         if self.phase != Phase::Over {
             return None;
         }
-        let mut report = std::mem::take(&mut self.report);
-        report.downtime_limit_ms = milliseconds(self.downtime_limit());
+        self.warn_of_reconnections();
+        let mut report = self.full_report();
         let since_start = |at: Now| milliseconds(at.saturating_sub(self.started));
-        report.stopped_at_ms = self.stopped_at.map(since_start);
         Some(match (self.cause.take(), self.outcome.take()) {
             (None, None) => Ok(report),
             (cause, outcome) => {
@@ -237,11 +250,12 @@ impl Source {
         let in_downtime = self.stopped_at.map(|stopped| stopped + self.stop_budget);
         let (timeout, call) = (self.plan.options.timeout, self.plan.options.call_timeout);
         self.deadline = match phase {
-            Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::Committed => {
+            Phase::Hello | Phase::Table | Phase::Lanes | Phase::RoundEnd | Phase::Ping | Phase::Committed => {
                 Some(self.now + timeout)
             }
             // Each frame and each call has a deadline of its own.
             Phase::RoundSend
+            | Phase::Resend
             | Phase::Precopy
             | Phase::RoundQuery
             | Phase::RoundLeft
@@ -252,6 +266,8 @@ impl Source {
             Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest => in_downtime,
             // READY is an answer like any other, however large the budget is.
             Phase::End => in_downtime.into_iter().chain([self.now + timeout]).min(),
+            Phase::Broken | Phase::Reconnect => self.resumption_ends(),
+            Phase::Join => self.resumption_ends().into_iter().chain([self.now + timeout]).min(),
             Phase::Release | Phase::Settle(_) | Phase::Park => Some(self.now + call),
             Phase::Back(back) => Some(self.now + back.timeout(call)),
         };
@@ -261,6 +277,7 @@ impl Source {
         match phase {
             Phase::Hello => self.say(Control::Hello(self.plan.offer.clone())),
             Phase::Table => self.say(Control::Table(self.plan.table.clone())),
+            Phase::Lanes => self.open_lanes(),
             Phase::Precopy => self.start_precopy(),
             Phase::RoundQuery => self.query_round(),
             Phase::RoundSend => self.send_round(),
@@ -277,7 +294,10 @@ impl Source {
             Phase::End => self.say_end(),
             Phase::Committed => self.commit(),
             Phase::Release => self.release(),
-            Phase::Settle(_) => self.pending.command(Command::Interrupt),
+            Phase::Broken | Phase::Settle(_) => self.pending.command(Command::Interrupt),
+            Phase::Reconnect => self.reconnect(),
+            Phase::Join => self.pending.start(Place::Stream, Operation::Listen),
+            Phase::Resend => self.resend(),
             Phase::Back(back) => self.bring_back(back),
             Phase::Park => self.park(),
             Phase::Over => self.pending.command(Command::Finish),
@@ -287,7 +307,13 @@ impl Source {
     fn phase_is_done(&self) -> bool {
         let awaits_answer = matches!(
             self.phase,
-            Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::End | Phase::Committed
+            Phase::Hello
+                | Phase::Table
+                | Phase::RoundEnd
+                | Phase::Ping
+                | Phase::Join
+                | Phase::End
+                | Phase::Committed
         );
         match self.phase {
             _ if self.lost.is_some() => false,
@@ -305,7 +331,8 @@ impl Source {
     fn advance(&mut self) {
         match self.phase {
             Phase::Hello => self.enter(Phase::Table),
-            Phase::Table => self.enter(Phase::Precopy),
+            Phase::Table if self.channels() > 1 => self.enter(Phase::Lanes),
+            Phase::Table | Phase::Lanes => self.enter(Phase::Precopy),
             Phase::RoundQuery => self.enter(Phase::RoundSend),
             Phase::RoundSend => {
                 if !self.pads() {
@@ -317,6 +344,10 @@ impl Source {
             Phase::RoundLeft => self.enter(Phase::RoundMemoryLeft),
             Phase::RoundMemoryLeft => self.judge_round(),
             Phase::Slow => self.slowed(),
+            Phase::Broken => self.enter(Phase::Reconnect),
+            Phase::Reconnect => self.enter(Phase::Join),
+            Phase::Join => self.enter(Phase::Resend),
+            Phase::Resend => self.go_on_with_round(),
             Phase::Record if self.initial_is_done() => self.enter(Phase::Pause),
             Phase::Precopy | Phase::Record => self.next_round(),
             Phase::Pause if self.quiesces() => self.enter(Phase::Quiesce),
@@ -348,6 +379,13 @@ impl Source {
 
     fn done(&mut self, id: OperationId, result: Result<Done, Error>) {
         let Some((place, operation)) = self.pending.end(id) else { return };
+        let result = match result {
+            Ok(done) => Ok(done),
+            Err(error) => match self.beside_lost_link(&operation, error) {
+                Some(error) => Err(error),
+                None => return,
+            },
+        };
         match (result, self.phase) {
             (result, Phase::Back(back)) => self.back_done(back, place, &operation, result),
             (Ok(done), _) => self.note(place, &operation, done),
@@ -362,11 +400,11 @@ impl Source {
                 };
                 self.report.warnings.push(format!("{error}{hint}"));
             }
-            (Err(error), Phase::Slow) if matches!(operation, Operation::Slow(_)) => {
+            (Err(error), Phase::Slow | Phase::Broken) if matches!(operation, Operation::Slow(_)) => {
                 self.warn(format!("the owner could not be slowed down: {error}"));
             }
             (Err(error @ Error::Lost { .. }), _) if self.can_be_cancelled() => self.await_reason(error),
-            (Err(error), _) => self.fail(error),
+            (Err(error), _) => self.link_failed(error),
         }
     }
 
@@ -374,8 +412,15 @@ impl Source {
     fn note(&mut self, place: Place, operation: &Operation, done: Done) {
         match (place, done) {
             (Place::Device(index), done) => self.note_of_device(index, operation, done),
-            (_, Done::Bytes(bytes)) if matches!(operation, Operation::CollectMemoryLogs { .. }) => {
+            (_, Done::Bytes(bytes))
+                if matches!(operation, Operation::CollectMemoryLogs { .. } | Operation::RoundLost) =>
+            {
                 self.memory_left = bytes;
+                self.dirtiest = None;
+            }
+            (_, Done::Dirty { bytes, most }) => {
+                self.memory_left = bytes;
+                self.dirtiest = most;
             }
             (_, Done::Slowed(is_slower)) => self.slowing.note(is_slower),
             (_, Done::Sent(sent)) => {
@@ -399,6 +444,8 @@ impl Source {
                     Ok(features) => self.features = features,
                     Err(error) => return self.fail(error.into()),
                 }
+                self.agree_on_resumption(accept);
+                self.accepted(accept.clone());
                 true
             }
             (Control::Fits(fits), Phase::Table) => {
@@ -409,6 +456,13 @@ impl Source {
                 *number == self.round.number && self.round_done()
             }
             (Control::Pong { id }, Phase::Ping) => *id == self.round.number && self.pong(),
+            // The last words of a lost connection: the new one tells what counts.
+            (Control::RoundDone { .. } | Control::Pong { .. }, Phase::Broken | Phase::Reconnect) => return,
+            (Control::Resumed(resumed), Phase::Join) => match self.resumed(resumed.clone()) {
+                Ok(()) => true,
+                Err(error) => return self.fail(error),
+            },
+            (Control::Failed(reason), Phase::Join) => return self.join_refused(reason.reason.clone()),
             (Control::Ready(ready), Phase::End) => return self.ready(*ready),
             (Control::Running(running), _) => return self.running(*running),
             (Control::Failed(reason), _) => return self.peer_failed(reason.reason.clone()),
@@ -446,7 +500,7 @@ impl Source {
         }
         let timeout = self.plan.options.timeout;
         if let Some(error) = self.lost.take() {
-            return self.fail(error);
+            return self.link_failed(error);
         }
         match self.phase {
             Phase::Settle(then) => {
@@ -469,7 +523,11 @@ impl Source {
             _ if self.end_of_precopy().is_some_and(|end| self.now >= end) => {
                 self.fail(self.out_of_time());
             }
-            _ => self.fail(Error::Silent { side: super::DESTINATION, waited: timeout }),
+            _ if self.resumption_ends().is_some_and(|end| self.now >= end) => {
+                let error = self.not_resumed();
+                self.fail(error);
+            }
+            _ => self.link_failed(Error::Silent { side: super::DESTINATION, waited: timeout }),
         }
     }
 
@@ -502,10 +560,13 @@ impl Source {
             );
             self.warn(warning);
         }
-        self.report.devices = self
-            .devices
-            .iter()
-            .map(|device| DeviceReport { name: device.name.clone(), ..DeviceReport::default() })
+        let identities = self.plan.table.devices.iter();
+        self.report.devices = identities
+            .map(|device| DeviceReport {
+                name: device.name.clone(),
+                kind: device.kind(),
+                ..DeviceReport::default()
+            })
             .collect();
     }
 

@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::proto::LONGEST;
+use crate::proto::join::MAX_CHANNELS;
 use crate::proto::rounds::Bounds;
 
 /// The ways to go on when the time of pre-copy is over and the downtime does not fit the limit.
@@ -36,7 +37,7 @@ pub struct SourceOptions {
     pub downtime_limit: Duration,
     /// The maximum to which the limit is raised, in four steps, if it is more than the limit: one for each round that
     /// predicts less than 4 % less downtime than the best one before it. The devices then stop at the first round within
-    /// the raised limit. When the time of pre-copy is over, it is raised at once.
+    /// the raised limit. It is raised at once when the time of pre-copy is over, or another round would not end in it.
     pub downtime_max: Option<Duration>,
     /// The number of rounds after which the time of pre-copy is over: see [`SourceOptions::on_timeout`].
     pub max_rounds: u32,
@@ -50,8 +51,15 @@ pub struct SourceOptions {
     pub timeout: Duration,
     /// Timeout for a call into a driver.
     pub call_timeout: Duration,
+    /// The time for which the source tries to reach the destination again, after the connection was lost in pre-copy. Zero:
+    /// the loss ends the migration. The smaller of both sides' times counts. Of several connections
+    /// none is replaced.
+    pub reconnect: Duration,
     /// The maximum time from the stop until the handover is sent, if set: see [`SourceOptions::stop_budget`].
     pub budget: Option<Duration>,
+    /// The number of connections to use, 1 to 16, the first one included. Memory and state are spread over them. The
+    /// destination may allow fewer. More than one need a connector.
+    pub channels: u32,
 }
 
 impl Default for SourceOptions {
@@ -65,7 +73,9 @@ impl Default for SourceOptions {
             bandwidth: None,
             timeout: Duration::from_mins(1),
             call_timeout: Duration::from_secs(10),
+            reconnect: Duration::ZERO,
             budget: None,
+            channels: 1,
         }
     }
 }
@@ -74,14 +84,16 @@ impl SourceOptions {
     /// The minimum default of [`SourceOptions::stop_budget`].
     const MIN_BUDGET: Duration = Duration::from_secs(1);
 
-    /// Returns the same bounds, with times that a clock can add.
-    pub(crate) fn within_clock(self) -> SourceOptions {
+    /// Returns the same bounds, with times that a clock can add, and a number of connections that there can be.
+    pub(crate) fn within_bounds(self) -> SourceOptions {
         SourceOptions {
+            channels: self.channels.clamp(1, MAX_CHANNELS),
             downtime_limit: self.downtime_limit.min(LONGEST),
             downtime_max: self.downtime_max.map(|max| max.min(LONGEST)),
             total_timeout: self.total_timeout.map(|timeout| timeout.min(LONGEST)),
             timeout: self.timeout.min(LONGEST),
             call_timeout: self.call_timeout.min(LONGEST),
+            reconnect: self.reconnect.min(LONGEST),
             budget: self.budget.map(|budget| budget.min(LONGEST)),
             ..self
         }
@@ -133,6 +145,18 @@ impl SourceOptions {
     #[must_use]
     pub fn call_timeout(self, call_timeout: Duration) -> SourceOptions {
         SourceOptions { call_timeout, ..self }
+    }
+
+    /// Sets [`SourceOptions::reconnect`].
+    #[must_use]
+    pub fn reconnect(self, reconnect: Duration) -> SourceOptions {
+        SourceOptions { reconnect, ..self }
+    }
+
+    /// Sets [`SourceOptions::channels`].
+    #[must_use]
+    pub fn channels(self, channels: u32) -> SourceOptions {
+        SourceOptions { channels, ..self }
     }
 
     /// Sets [`SourceOptions::budget`].

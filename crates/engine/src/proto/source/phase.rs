@@ -9,6 +9,8 @@ pub enum Phase {
     Hello,
     /// TABLE is sent; FITS is awaited.
     Table,
+    /// Further connections are opened.
+    Lanes,
     /// The logs start, and the devices enter PRE_COPY.
     Precopy,
     /// The devices report the size of their data.
@@ -25,6 +27,14 @@ pub enum Phase {
     RoundMemoryLeft,
     /// The owner is asked to write less, after a round that was no better.
     Slow,
+    /// The connection is lost in pre-copy: transfers are interrupted, and calls into drivers end.
+    Broken,
+    /// The connection is lost: another one to the destination is made, and JOIN is sent on it.
+    Reconnect,
+    /// JOIN is sent; RESUMED is awaited.
+    Join,
+    /// The state that the destination lacks is sent again.
+    Resend,
     /// The journal records that the devices may be handed over, and the devices are asked for REINIT a last time.
     Record,
     /// The owner pauses.

@@ -1,4 +1,4 @@
-//! The progress of a migration at the source, for an observer.
+//! The progress of a migration at the source, for an observer, and its figures at the end.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use crate::progress::{self, Progress};
 use crate::proto::operation::Now;
 use crate::proto::rounds::{MIN_MEASURED, Prediction, ROUND_TRIPS};
 use crate::proto::time_left;
+use crate::report::{Report, milliseconds};
 
 /// The figures that only the estimate of the time left needs. Rates are in bytes per second.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +29,7 @@ impl Source {
         progress.expected_downtime = self.prediction.map(Prediction::total);
         progress.downtime_limit = Some(self.downtime_limit());
         progress.blame = self.blame();
+        progress.dirtiest = self.dirtiest();
         progress.throughput = self.bandwidth.bytes_per_second().map(whole);
         progress.dirty_rate = (self.outlook.dirty_rate > 0.0).then_some(whole(self.outlook.dirty_rate));
         match progress.phase {
@@ -48,10 +50,29 @@ impl Source {
         progress
     }
 
+    /// Takes the report, with the figures that the machine keeps otherwise.
+    pub(super) fn full_report(&mut self) -> Report {
+        let mut report = std::mem::take(&mut self.report);
+        report.downtime_limit_ms = milliseconds(self.downtime_limit());
+        report.stopped_at_ms =
+            self.stopped_at.map(|stopped| milliseconds(stopped.saturating_sub(self.started)));
+        report.round_trip_ms = milliseconds(self.round_trip.unwrap_or_default());
+        report.throughput_bytes_per_s = self.bandwidth.bytes_per_second().unwrap_or_default();
+        report.device_bytes = self.devices.iter().map(|device| device.sent).sum();
+        for (report, device) in report.devices.iter_mut().zip(&self.devices) {
+            report.device_bytes = device.sent;
+            report.final_bytes = device.sent_at_last;
+        }
+        if self.stopped_at.is_some() {
+            report.final_bytes = self.round.memory.saturating_add(self.round.device);
+        }
+        report
+    }
+
     /// Returns the current phase, as an observer sees it.
     pub fn shown_phase(&self) -> progress::Phase {
         match self.phase {
-            Phase::Hello | Phase::Table | Phase::Precopy => progress::Phase::Greeting,
+            Phase::Hello | Phase::Table | Phase::Lanes | Phase::Precopy => progress::Phase::Greeting,
             Phase::RoundQuery
             | Phase::RoundSend
             | Phase::RoundEnd
@@ -60,6 +81,7 @@ impl Source {
             | Phase::RoundMemoryLeft
             | Phase::Slow
             | Phase::Record => progress::Phase::Round(self.round.number),
+            Phase::Broken | Phase::Reconnect | Phase::Join | Phase::Resend => progress::Phase::Reconnecting,
             Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End | Phase::Committed => {
                 progress::Phase::Switchover
             }
@@ -95,6 +117,11 @@ impl Source {
         devices.map(|device| device.precopy.remaining().total()).fold(0, u64::saturating_add)
     }
 
+    /// Returns the data that the devices yield only after the stop, in bytes.
+    pub(super) fn stopped_only(&self) -> u64 {
+        self.remaining().device.saturating_sub(self.precopy_left())
+    }
+
     fn time_left(&self, moved: u64, now: Now) -> Option<Duration> {
         let elapsed = now.saturating_sub(self.round.began);
         let throughput = self.bandwidth.bytes_per_second();
@@ -108,7 +135,7 @@ impl Source {
             throughput: throughput.unwrap_or(pace),
             elapsed,
             dirty_rate: self.outlook.dirty_rate,
-            stopped_only: self.remaining().device.saturating_sub(self.precopy_left()),
+            stopped_only: self.stopped_only(),
             setup: self.transition.saturating_add(self.peer_setup),
             round_trips: self.round_trip.unwrap_or_default().saturating_mul(ROUND_TRIPS),
             round: self.round.number,

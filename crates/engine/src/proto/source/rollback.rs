@@ -100,7 +100,10 @@ impl Source {
 
     /// Continues without the calls that do not return.
     pub(super) fn give_up_pending(&mut self) {
-        for (place, operation) in self.pending.abandon() {
+        // The owner may hang in what comes before its resumption.
+        let is_to_resume = self.pending.any(|_, operation| *operation == Operation::Resume);
+        for (place, first) in self.pending.abandon() {
+            let operation = if place == Place::Owner && is_to_resume { Operation::Resume } else { first };
             let error = self.overdue_error(place, &operation);
             tracing::warn!(%error, "going on without it");
             if self.phase != Phase::Release
@@ -178,7 +181,7 @@ impl Source {
     /// Tells the destination that the migration has ended, if it can be told and does not know.
     fn tell(&mut self) {
         let Some(cause) = &self.cause else { return };
-        if !cause.is_of_the_link() {
+        if !self.is_unlinked() && !cause.is_of_the_link() {
             self.say(Control::Abort(Reason { reason: cause.to_string() }));
         }
     }
@@ -194,6 +197,11 @@ impl Source {
             match (result, operation) {
                 (Err(error), Operation::Resume) => {
                     self.outcome = Some(Outcome::Stranded(Box::new(error)));
+                }
+                (Err(error), Operation::Slow(_)) => {
+                    self.warn(format!(
+                        "the owner was slowed down for the migration, and may still be: {error}"
+                    ));
                 }
                 (Err(error), _) if back != Back::Tell => self.warn(error.to_string()),
                 _ => {}

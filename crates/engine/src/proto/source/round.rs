@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use whimbrel_protocol::estimate::Remaining;
 use whimbrel_user::State;
 
 use super::{Phase, Source};
@@ -62,8 +63,12 @@ impl Source {
     }
 
     pub(super) fn next_round(&mut self) {
-        self.round = Round::numbered(self.round.number + 1, self.now);
-        self.report.rounds = self.round.number;
+        self.begin_round(self.round.number + 1);
+    }
+
+    pub(super) fn begin_round(&mut self, number: u32) {
+        self.round = Round::numbered(number, self.now);
+        self.report.rounds = number;
         self.expect_round();
         self.enter(Phase::RoundQuery);
     }
@@ -115,11 +120,13 @@ impl Source {
 
     pub(super) fn end_round(&mut self) {
         self.round.says_initial = self.all_initial_sent();
+        self.mark_lanes();
         self.say(Control::Round { number: self.round.number, initial: self.round.says_initial });
     }
 
     pub(super) fn round_done(&mut self) -> bool {
         self.confirmed_initial = self.round.says_initial && self.all_initial_sent();
+        self.round_confirmed();
         self.round.elapsed = self.now.saturating_sub(self.round.began);
         let answer = self.now.saturating_sub(self.asked_at);
         // An upper bound, until a PING measures less.
@@ -176,6 +183,12 @@ impl Source {
         }
         let round_trip = self.round_trip.unwrap_or_default();
         self.prediction = rounds::predict(remaining, self.bandwidth, setup, round_trip);
+        self.least_prediction = rounds::predict(
+            Remaining::new(0, self.stopped_only()),
+            self.bandwidth,
+            self.transition.saturating_add(self.peer_setup),
+            round_trip,
+        );
         let expected = self.prediction.map(rounds::Prediction::total);
         let round = report::Round {
             number: self.round.number,

@@ -41,6 +41,9 @@ impl Source {
         self.report.predicted_downtime_ms =
             milliseconds(self.prediction.map(Prediction::total).unwrap_or_default());
         self.round = super::round::Round::numbered(self.round.number, self.now);
+        if self.keeps_state().is_some() {
+            self.say(Control::Stopping);
+        }
         // An owner that could pause only in part is resumed as well.
         self.paused = true;
         self.pending.start(Place::Owner, Operation::Pause);
@@ -82,6 +85,7 @@ impl Source {
     }
 
     pub(super) fn say_end(&mut self) {
+        self.mark_lanes();
         for device in 0..self.devices.len() {
             let bytes = self.devices[device].sent;
             let device = u32::try_from(device).unwrap_or(u32::MAX);
@@ -138,14 +142,6 @@ impl Source {
         self.report.start_ms = milliseconds(Duration::from_micros(running.start_us).min(most));
         self.report.downtime_ms = milliseconds(downtime);
         self.report.total_ms = milliseconds(self.now.saturating_sub(self.started));
-        self.report.round_trip_ms = milliseconds(self.round_trip.unwrap_or_default());
-        self.report.final_bytes = self.round.memory.saturating_add(self.round.device);
-        self.report.throughput_bytes_per_s = self.bandwidth.bytes_per_second().unwrap_or_default();
-        self.report.device_bytes = self.devices.iter().map(|device| device.sent).sum();
-        for (report, device) in self.report.devices.iter_mut().zip(&self.devices) {
-            report.device_bytes = device.sent;
-            report.final_bytes = device.sent_at_last;
-        }
         self.cause = None;
         self.outcome = None;
         self.answered = true;

@@ -12,7 +12,7 @@ use whimbrel_engine::RamRegion;
 use whimbrel_engine::proto::control::{Control, Table};
 use whimbrel_engine::proto::identity::DeviceIdentity;
 use whimbrel_engine::proto::message::Message;
-use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer, VERSION};
+use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer};
 
 use super::engine::Stream;
 use super::wire::{frame, kind, preamble};
@@ -135,8 +135,8 @@ pub(crate) fn table(memory: u64) -> Table {
     Table { devices: vec![device], memory: vec![RamRegion::new(0, memory)], blobs: Vec::new() }
 }
 
-/// The answer of a destination to HELLO.
+/// The answer of a destination to the HELLO of a source with one connection.
 pub(crate) fn accept() -> Message<'static> {
-    let features = Feature::ALL.iter().map(|feature| feature.name().to_string()).collect();
-    Message::Control(Control::Accept(Accept { version: VERSION, features }))
+    let features = Feature::ALL.into_iter().filter(|feature| !feature.joins()).collect();
+    Message::Control(Control::Accept(Accept::new(&features)))
 }

@@ -79,8 +79,19 @@ pub(crate) fn proxy(cut: Cut) -> (Stream, Stream, Recording) {
 
 /// The ends for source and destination of a link with a delay in each direction.
 pub(crate) fn proxy_through(cut: Cut, delay: Duration, throttle: &Throttle) -> (Stream, Stream, Recording) {
-    let (source, near) = UnixStream::pair().unwrap();
     let (destination, far) = UnixStream::pair().unwrap();
+    let (source, recording) = proxy_to(far, cut, delay, throttle);
+    (source, destination.into(), recording)
+}
+
+/// The source's end of a link to a connection that exists.
+pub(crate) fn proxy_to(
+    far: UnixStream,
+    cut: Cut,
+    delay: Duration,
+    throttle: &Throttle,
+) -> (Stream, Recording) {
+    let (source, near) = UnixStream::pair().unwrap();
     let (from_source, from_destination) = match cut {
         Cut::Never => (None, None),
         Cut::FromSource(count) => (Some((count, false)), None),
@@ -106,7 +117,7 @@ pub(crate) fn proxy_through(cut: Cut, delay: Duration, throttle: &Throttle) -> (
         threads.push(std::thread::spawn(move || forward(&from, late, limit, &silent, &passed, &throttle)));
         threads.push(std::thread::spawn(move || deliver(&arriving, to)));
     }
-    (source.into(), destination.into(), Recording { passed, threads })
+    (source.into(), Recording { passed, threads })
 }
 
 /// Where a link leads to.

@@ -1,6 +1,8 @@
 //! Two sets of devices with what belongs to them, a migration between them, and what must hold after every one.
 
 use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use tracing::dispatcher::with_default;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::DeviceFile;
-use whimbrel_engine::channel::{Accepted, Listener, Until};
+use whimbrel_engine::channel::{Accepted, Channel, Connect, Joins, Listener, Until};
 use whimbrel_engine::{Arrived, CpuLog, GuestError, Progress, Sent};
 use whimbrel_protocol::dirty::PageBitmap;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -167,6 +169,8 @@ pub(crate) struct Rig {
     pub(crate) memory: Option<(Memory, Memory)>,
     pub(crate) options: SourceOptions,
     pub(crate) there_options: DestinationOptions,
+    /// Takes in further connections at a destination without a listener.
+    pub(crate) there_joins: Option<Joins>,
 }
 
 /// A migration that has ended, well or not.
@@ -222,6 +226,32 @@ fn check_streams(source: Option<&Written>, destination: Option<&Written>) -> Acc
     check(streams).unwrap_or_else(|what| panic!("the streams of a migration: {what}"))
 }
 
+/// A connection that a connector has made.
+#[derive(Debug)]
+struct First(Arc<dyn Channel>);
+
+impl Channel for First {
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+
+    fn try_write(&self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write(data)
+    }
+
+    fn try_flush(&self) -> io::Result<()> {
+        self.0.try_flush()
+    }
+
+    fn readiness_fd(&self) -> BorrowedFd<'_> {
+        self.0.readiness_fd()
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.0.shutdown_write()
+    }
+}
+
 /// Long enough for whatever is to happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -252,6 +282,7 @@ impl Rig {
                 .max_rounds(5)
                 .timeout(PATIENCE),
             there_options: DestinationOptions::default().timeout(PATIENCE),
+            there_joins: None,
         };
         for (number, (unit, shape)) in rig.here.units.iter().zip(here).enumerate() {
             let state: Vec<u8> = (1..=shape.size).map(|index| (index + number) as u8).collect();
@@ -305,6 +336,9 @@ impl Rig {
         if let Some((_, memory)) = &self.memory {
             destination = destination.memory(Arc::new(memory.clone()));
         }
+        if let Some(joins) = &self.there_joins {
+            destination = destination.joins(joins);
+        }
         if let Some(observer) = self.there.observer.take() {
             destination = destination.observer(observer);
         }
@@ -334,6 +368,67 @@ impl Rig {
         let source = change(self.source());
         let phases = [self.here.phases.clone(), self.there.phases.clone()];
         let (sent, arrived) = migrate_watched(source, destination, left, right, phases);
+        self.here.put_back(sent.devices);
+        self.there.put_back(arrived.devices);
+        Ended { sent: sent.result, received: arrived.result, rig: self }
+    }
+
+    /// Migrates to a listener, over links that the source's connector makes: the first one as well.
+    pub(crate) fn migrate_over_links(
+        mut self,
+        listener: &mut Listener,
+        mut connector: impl Connect + 'static,
+        change: impl FnOnce(Source) -> Source,
+    ) -> Ended {
+        let destination = self.destination();
+        let source = change(self.source());
+        let (sent, arrived) = std::thread::scope(|scope| {
+            let receiving = scope.spawn(|| {
+                let accepted = destination.accept(listener, Until::timeout(PATIENCE)).unwrap();
+                destination.receive_accepted(accepted)
+            });
+            let first = connector.connect(Until::timeout(PATIENCE)).unwrap();
+            let sent = source.connector(connector).send(First(first));
+            (sent, receiving.join().unwrap())
+        });
+        self.here.put_back(sent.devices);
+        self.there.put_back(arrived.devices);
+        Ended { sent: sent.result, received: arrived.result, rig: self }
+    }
+
+    /// Between a listener and a source that a test has changed, which connects once the listener waits. What they write is
+    /// not checked.
+    pub(crate) fn migrate_at<C: Channel + 'static>(
+        mut self,
+        mut listener: Listener,
+        control: impl FnOnce() -> C,
+        change: impl FnOnce(Source) -> Source,
+    ) -> Ended {
+        let destination = self.destination();
+        let source = change(self.source());
+        let receiving = std::thread::spawn(move || {
+            let accepted = destination.accept(&mut listener, Until::timeout(PATIENCE)).unwrap();
+            destination.receive_accepted(accepted)
+        });
+        let sent = source.send(control());
+        let arrived = receiving.join().unwrap();
+        self.here.put_back(sent.devices);
+        self.there.put_back(arrived.devices);
+        Ended { sent: sent.result, received: arrived.result, rig: self }
+    }
+
+    /// As [`Rig::migrate_with`], but what both sides write is not checked.
+    pub(crate) fn migrate_unchecked(
+        mut self,
+        left: impl Channel + 'static,
+        right: Stream,
+        change: impl FnOnce(Source) -> Source,
+    ) -> Ended {
+        let destination = self.destination();
+        let source = change(self.source());
+        let receiving = std::thread::spawn(move || destination.receive(right));
+        let sent = source.send(left);
+        let arrived = receiving.join().unwrap();
         self.here.put_back(sent.devices);
         self.there.put_back(arrived.devices);
         Ended { sent: sent.result, received: arrived.result, rig: self }

@@ -1,9 +1,14 @@
-//! Connections of unidentified peers: the first whose greeting is complete is the sender, and all others are refused.
+//! Connections of unidentified peers: the first whose greeting is complete is the sender, and all others are refused, except
+//! for those that only ask (`checks`).
+//!
+//! While a migration is in progress, those that join it are handed over (`joining`).
 //!
 //! Each is greeted on its own, so that none waits for another. Their number, their time and the bytes read from each are
 //! bounded.
 
-use std::collections::BTreeSet;
+mod joining;
+mod leaving;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -13,13 +18,15 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::bound::Bound;
+use super::checks::{Check, Checks};
 use super::visitor_stream::VisitorStream;
 use super::warnings::Warnings;
-use super::{Channel, ChannelError, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError};
+use super::{ChannelError, Joins, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError, new_secret};
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
-use crate::proto::greeting::{Greeting, Terms};
-use crate::proto::negotiate::{Accept, Feature, Offer, VERSION, names};
+use crate::proto::greeting::{Answers, BUSY, Greeting, Terms};
+use crate::proto::join::NoSuchMigration;
+use crate::proto::negotiate::{Accept, Offer};
 use crate::proto::table;
 
 /// The number of peers without a HELLO that may stay for the whole time of a greeting.
@@ -33,12 +40,6 @@ pub(super) const MAX_GREETED: usize = 32;
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time after which a peer without a HELLO makes room for newer ones, if there are more than [`MAX_UNKNOWN`].
 const MIN_STAY: Duration = Duration::from_millis(500);
-/// The maximum number of refused peers at a time that have not closed their connections.
-const MAX_LEAVING: usize = 16;
-/// The time for a refused peer to read the reason.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The maximum that a refused peer may still send, in bytes.
-const MAX_IGNORED: usize = 1 << 20;
 /// The pause after the system ran out of descriptors or memory for a connection.
 const OUT_OF_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,7 +47,8 @@ const OUT_OF_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Visitors {
     unknown: Vec<Unknown>,
-    leaving: Vec<Leaving>,
+    leaving: Vec<leaving::Leaving>,
+    checks: Checks,
     /// The time until which no connection is accepted.
     paused: Option<Instant>,
     /// Set while the system is out of descriptors or memory for a connection.
@@ -64,8 +66,8 @@ struct Unknown {
     sender: Sender,
     receiver: Receiver,
     since: Instant,
-    /// Its HELLO and the features in use, once it has got ACCEPT.
-    accepted: Option<(Offer, BTreeSet<Feature>)>,
+    /// Its HELLO and the answer, once it has got ACCEPT.
+    accepted: Option<(Offer, Accept)>,
 }
 
 /// A peer whose greeting is complete.
@@ -88,23 +90,20 @@ enum Failure {
     Untrusted(String),
 }
 
-/// A peer that was refused. Closing at once would discard the reason unread.
-#[derive(Debug)]
-struct Leaving {
-    stream: VisitorStream,
-    /// The reason is sent by it, unless that has been done.
-    sender: Option<Sender>,
-    deadline: Instant,
-    ignored: usize,
-}
-
 /// The treatment of new peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Policy<'a> {
     /// The first that completes its greeting on these terms is the sender.
     Choose(&'a Terms),
-    /// All are refused.
-    Refuse,
+    /// All are refused, except those that join the migration of the sender.
+    Join(&'a Joins),
+}
+
+impl Policy<'_> {
+    /// Returns whether nothing that a new peer could say changes its refusal.
+    fn refuses_all(self) -> bool {
+        matches!(self, Policy::Join(joins) if !joins.is_open())
+    }
 }
 
 impl Unknown {
@@ -123,16 +122,19 @@ impl Unknown {
             match self.receiver.greeting(expected, Until::now()) {
                 Ok(Control::Hello(offer)) => {
                     let features = terms.choose(&offer).map_err(|error| refused(&error))?;
-                    let accept = Accept { version: VERSION, features: names(&features) };
+                    let needs_secret = features.iter().any(|feature| feature.joins());
+                    let secret =
+                        needs_secret.then(new_secret).transpose().map_err(|error| refused(&error))?;
+                    let accept = terms.accept(&offer, &features, secret);
                     self.sender
-                        .send_now(&Control::Accept(accept).into(), Until::now())
+                        .send_now(&Control::Accept(accept.clone()).into(), Until::now())
                         .map_err(|error| Failure::Left(error.to_string()))?;
-                    self.accepted = Some((offer, features));
+                    self.accepted = Some((offer, accept));
                 }
                 Ok(Control::Table(table)) => {
                     table::check(&table).map_err(|error| refused(&error))?;
                     let greeted = self.accepted.take();
-                    return Ok(greeted.map(|(offer, features)| Greeting { offer, features, table }));
+                    return Ok(greeted.map(|(offer, accept)| Greeting::new(offer, accept, table)));
                 }
                 Ok(Control::Abort(Reason { reason })) => {
                     return Err(Failure::Left(format!("the source ended the migration: {reason}")));
@@ -141,6 +143,10 @@ impl Unknown {
                 Err(ChannelError::TimedOut) if self.since.elapsed() < GREETING_TIMEOUT => return Ok(None),
                 Err(ChannelError::TimedOut) => {
                     return Err(Failure::Refused(format!("no {expected} within the time limit")));
+                }
+                // It belongs to a migration that is over, or to that of another destination.
+                Err(ChannelError::Malformed(error)) if error.is_unexpected(Kind::Join) => {
+                    return Err(refused(&NoSuchMigration));
                 }
                 Err(error @ ChannelError::Closed) => return Err(Failure::Left(error.to_string())),
                 Err(ChannelError::Failed(error)) => return Err(failure_of(&error)),
@@ -151,9 +157,9 @@ impl Unknown {
 
     /// Returns why the peer, which has got ACCEPT, cannot stay on these terms.
     fn objection(&self, terms: &Terms) -> Option<String> {
-        let (offer, features) = self.accepted.as_ref()?;
+        let (offer, accept) = self.accepted.as_ref()?;
         match terms.choose(offer) {
-            Ok(chosen) if chosen == *features => None,
+            Ok(chosen) if terms.accept(offer, &chosen, accept.secret) == *accept => None,
             Ok(_) => Some("the destination has other features now than those of its ACCEPT".into()),
             Err(error) => Some(error.to_string()),
         }
@@ -202,6 +208,7 @@ impl Visitors {
             return Ok(Some(sender));
         }
         self.see_off();
+        self.attend();
         self.accept(socket, policy).map_err(|error| WaitError::Failed(error.into()))?;
         if let Some(sender) = self.greet(policy) {
             return Ok(Some(sender));
@@ -217,22 +224,34 @@ impl Visitors {
     fn wait(&self, socket: &Bound, until: Until<'_>) -> Result<(), WaitError> {
         let now = Instant::now();
         let unknown = self.unknown.iter().map(|peer| &peer.stream);
-        let streams = unknown.chain(self.leaving.iter().map(|peer| &peer.stream));
+        let streams =
+            unknown.chain(self.leaving.iter().map(|peer| &peer.stream)).chain(self.checks.streams());
         let mut fds: Vec<_> =
             streams.map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)).collect();
         if self.may_accept(now) {
             fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
         }
-        self.next_deadline(now).map_or(until, |next| until.at_most(next)).poll(&fds).map(|_| ())
+        let next = if self.checks.has_more() { Some(now) } else { self.next_deadline(now) };
+        next.map_or(until, |next| until.at_most(next)).poll(&fds).map(|_| ())
     }
 
     /// Refuses all present peers, because another one is the sender.
     pub(super) fn refuse_all(&mut self) {
+        for Check { stream, sender, .. } in self.checks.take() {
+            self.tell(stream, sender, &busy(MIGRATING));
+        }
         for peer in std::mem::take(&mut self.unknown) {
             if peer.receiver.has_message() {
                 self.warn_of_another(&peer);
             }
-            self.refuse(peer, BUSY);
+            self.refuse(peer, &busy(MIGRATING));
+        }
+    }
+
+    /// Goes on with the checks.
+    fn attend(&mut self) {
+        for (check, reason) in self.checks.serve() {
+            self.tell(check.stream, check.sender, &reason);
         }
     }
 
@@ -288,18 +307,29 @@ impl Visitors {
         let room = others.first().filter(|_| too_many).map(|oldest| self.unknown[*oldest].since + MIN_STAY);
         let accepting = self.paused.filter(|end| *end > now);
         let leaving = self.leaving.iter().map(|peer| peer.deadline);
-        greeting.chain(room).chain(accepting).chain(leaving).min()
+        greeting.chain(room).chain(accepting).chain(leaving).chain(self.checks.deadlines()).min()
     }
 
     /// Greets the unidentified peers, as far as their bytes have arrived. Returns the first whose greeting is complete.
     fn greet(&mut self, policy: Policy<'_>) -> Option<Known> {
-        let Policy::Choose(terms) = policy else { return None };
+        let terms = match policy {
+            Policy::Choose(terms) => terms,
+            Policy::Join(joins) => {
+                self.join(joins);
+                return None;
+            }
+        };
         let mut at = 0;
         while let Some(peer) = self.unknown.get_mut(at) {
             match peer.greet(terms) {
                 Ok(None) => at += 1,
                 Ok(Some(greeting)) => {
-                    let Unknown { stream, sender, receiver, .. } = self.unknown.remove(at);
+                    let peer = self.unknown.remove(at);
+                    if let Some(answers) = terms.answers_for(&greeting.offer) {
+                        self.answer(peer, &greeting, answers);
+                        continue;
+                    }
+                    let Unknown { stream, sender, receiver, .. } = peer;
                     return Some(Known { peer: stream.socket().peer(), sender, receiver, greeting });
                 }
                 Err(failure) => {
@@ -309,6 +339,16 @@ impl Visitors {
             }
         }
         None
+    }
+
+    /// Answers a peer that only asks whether its devices fit.
+    fn answer(&mut self, peer: Unknown, greeting: &Greeting, answers: &Answers) {
+        let Unknown { stream, name, sender, receiver, .. } = peer;
+        let check = Check::new(stream, name, sender, receiver);
+        if let Err(refused) = self.checks.begin(check, &greeting.table, answers) {
+            let (check, reason) = *refused;
+            self.tell(check.stream, check.sender, &reason);
+        }
     }
 
     /// Ends the greeting of a peer that is not the sender, and says so: as a warning only of one that has begun like a sender.
@@ -333,25 +373,6 @@ impl Visitors {
         } else {
             tracing::debug!(peer = %peer.name, "another sender was refused");
         }
-    }
-
-    /// Reads the bytes that refused peers still send, and closes the connections of those that have left.
-    fn see_off(&mut self) {
-        let mut scrap = [0; 16 << 10];
-        let now = Instant::now();
-        self.leaving.retain_mut(|peer| {
-            while peer.deadline > now && peer.ignored < MAX_IGNORED {
-                match peer.stream.discard(&mut scrap) {
-                    Ok(0) => return false,
-                    Ok(count) => peer.ignored += count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return peer.tell(),
-                    // TLS has just failed, and its alert is on its way.
-                    Err(_) if peer.stream.has_failed() && peer.sender.is_some() && peer.tell() => {}
-                    Err(_) => return false,
-                }
-            }
-            false
-        });
     }
 
     fn accept(&mut self, socket: &Bound, policy: Policy<'_>) -> Result<(), Errno> {
@@ -392,9 +413,9 @@ impl Visitors {
                 // The connection has failed, not the socket.
                 Err(_) => continue,
             };
-            if policy == Policy::Refuse {
+            if policy.refuses_all() {
                 self.warn_of_another(&peer);
-                self.refuse(peer, BUSY);
+                self.refuse(peer, &busy(MIGRATING));
                 continue;
             }
             self.unknown.push(peer);
@@ -402,39 +423,11 @@ impl Visitors {
         }
         Ok(())
     }
-
-    /// Sends a peer the reason for its refusal, as far as that needs no wait.
-    fn refuse(&mut self, peer: Unknown, reason: &str) {
-        let Unknown { stream, mut sender, .. } = peer;
-        let reason = Control::Failed(Reason { reason: reason.to_string() });
-        let told = sender.send_now(&reason.into(), Until::now());
-        // TLS has told it the reason, or does so once both sides have agreed.
-        if told.is_ok() || stream.has_failed() {
-            if self.leaving.len() >= MAX_LEAVING {
-                self.leaving.remove(0);
-            }
-            let deadline = Instant::now() + LEAVE_TIMEOUT;
-            let mut peer = Leaving { stream, sender: Some(sender), deadline, ignored: 0 };
-            if peer.tell() {
-                self.leaving.push(peer);
-            }
-        }
-    }
-}
-
-impl Leaving {
-    /// Ends the stream after the reason, once that is possible. Returns whether the peer can still read it.
-    fn tell(&mut self) -> bool {
-        if self.stream.is_handshaking() {
-            return true;
-        }
-        match self.sender.take() {
-            None => true,
-            Some(_) if self.stream.has_failed() => self.stream.socket().shutdown_write().is_ok(),
-            Some(mut sender) => sender.finish(Until::now()).is_ok(),
-        }
-    }
 }
 
 /// The reason sent to every other sender while there is one.
-const BUSY: &str = "busy: a migration from another sender is in progress";
+const MIGRATING: &str = "a migration from another sender is in progress";
+
+fn busy(reason: &str) -> String {
+    format!("{BUSY}{reason}")
+}

@@ -1,0 +1,264 @@
+//! A connection that is lost in pre-copy is replaced: the source comes back, proves who it is, and goes on with what the
+//! destination has.
+//!
+//! The devices work meanwhile, and the logs run. What was sent since the last confirmed round counts as not sent, except for
+//! state that the destination says it has: a device gives each byte once.
+
+use std::time::Duration;
+
+use super::{Phase, Source};
+use crate::error::Error;
+use crate::proto::backlog;
+use crate::proto::join::{Join, NoSuchMigration, Purpose, Resumed};
+use crate::proto::negotiate::{Accept, Resumable};
+use crate::proto::operation::{Now, Operation, Place};
+use crate::report::{milliseconds, rounded_ms};
+
+/// The pause between two attempts to reach the destination.
+const PAUSE: Duration = Duration::from_millis(250);
+/// The longest attempt. A system repeats its own requests at ever longer intervals, and would find the link late.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// Lost connections and their replacements.
+#[derive(Debug, Default)]
+pub(super) struct Resumption {
+    /// The terms; `None` if a lost connection ends the migration.
+    terms: Option<Resumable>,
+    /// The number of attempts so far.
+    attempts: u32,
+    loss: Option<Loss>,
+    /// The destination's answer to the last JOIN.
+    resumed: Resumed,
+    /// The figures of the last round that the destination has confirmed.
+    confirmed: Confirmed,
+}
+
+/// A lost connection that has not been replaced yet.
+#[derive(Debug)]
+struct Loss {
+    since: Now,
+    cause: Error,
+    /// The error of the last attempt.
+    last: Option<Error>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Confirmed {
+    round: u32,
+    memory: u64,
+    zero: u64,
+}
+
+impl Source {
+    /// Takes in the terms of ACCEPT.
+    pub(super) fn agree_on_resumption(&mut self, accept: &Accept) {
+        let most = self.plan.options.reconnect;
+        let terms = accept.resumable().map(|terms| Resumable { within: terms.within.min(most), ..terms });
+        self.resumption.terms = terms.filter(|terms| !terms.within.is_zero());
+    }
+
+    /// Returns the bytes of state to keep until the destination has confirmed them; `None` if none are kept, because a lost
+    /// connection ends the migration.
+    pub fn keeps_state(&self) -> Option<u64> {
+        self.resumption.terms.map(|_| backlog::WINDOW)
+    }
+
+    /// Returns whether a connection that is lost now would be replaced.
+    pub(super) fn can_resume(&self) -> bool {
+        self.resumption.terms.is_some()
+            && matches!(
+                self.phase,
+                Phase::Precopy
+                    | Phase::RoundQuery
+                    | Phase::RoundSend
+                    | Phase::RoundEnd
+                    | Phase::Ping
+                    | Phase::RoundLeft
+                    | Phase::RoundMemoryLeft
+                    | Phase::Slow
+                    | Phase::Record
+                    | Phase::Broken
+                    | Phase::Reconnect
+                    | Phase::Join
+                    | Phase::Resend
+            )
+    }
+
+    /// Takes in that the connection is broken: it is replaced, or the migration has failed.
+    pub(super) fn link_failed(&mut self, error: Error) {
+        if !error.is_a_break() || !self.can_resume() {
+            return self.fail(error);
+        }
+        self.lost = None;
+        match self.phase {
+            // It is known already: these are the last words of the old connection.
+            Phase::Broken | Phase::Reconnect => tracing::debug!(%error, "on the lost connection"),
+            Phase::Join => self.attempt_failed(error),
+            _ => {
+                tracing::warn!(parent: self.span(), %error, "the connection to the destination is lost");
+                self.resumption.loss = Some(Loss { since: self.now, cause: error, last: None });
+                self.enter(Phase::Broken);
+            }
+        }
+    }
+
+    /// Takes in that the destination could not be reached again: there is another attempt.
+    fn attempt_failed(&mut self, error: Error) {
+        tracing::debug!(%error, "the destination could not be reached again");
+        if let Some(loss) = &mut self.resumption.loss {
+            loss.last = Some(error);
+        }
+        self.enter(Phase::Broken);
+    }
+
+    /// Returns the time at which the lost connection must have been replaced.
+    pub(super) fn resumption_ends(&self) -> Option<Now> {
+        Some(self.resumption.loss.as_ref()?.since + self.resumption.terms?.within)
+    }
+
+    /// Returns whether the connection is lost at present.
+    pub(super) const fn is_unlinked(&self) -> bool {
+        self.resumption.loss.is_some()
+    }
+
+    /// Makes an attempt to reach the destination.
+    pub(super) fn reconnect(&mut self) {
+        let Some(terms) = self.resumption.terms else { return };
+        let is_first = self.resumption.loss.as_ref().is_none_or(|loss| loss.last.is_none());
+        self.resumption.attempts = self.resumption.attempts.saturating_add(1);
+        let migration = self.plan.offer.id().unwrap_or_default();
+        let join = Join::new(migration, terms.secret, Purpose::Resumption(self.resumption.attempts));
+        let pause = if is_first { Duration::ZERO } else { PAUSE };
+        let timeout = ATTEMPT.min(self.plan.options.timeout);
+        self.pending.start(Place::Stream, Operation::Reconnect { join, pause, timeout });
+    }
+
+    /// Takes in the error of an operation. Returns it, unless it follows from the lost connection alone.
+    pub(super) fn beside_lost_link(&mut self, operation: &Operation, error: Error) -> Option<Error> {
+        match self.phase {
+            Phase::Reconnect if matches!(operation, Operation::Reconnect { .. }) => {
+                self.attempt_failed(error);
+                None
+            }
+            Phase::Broken if error.is_a_break() || matches!(error, Error::Interrupted) => {
+                tracing::debug!(%operation, %error, "ended with the connection");
+                None
+            }
+            _ => Some(error),
+        }
+    }
+
+    /// Takes in the destination's refusal of a JOIN. It is final if the destination has no such migration; it may be out of
+    /// places for visitors otherwise.
+    pub(super) fn join_refused(&mut self, reason: String) {
+        let earlier = self.resumption.loss.as_mut().and_then(|loss| loss.last.take());
+        let is_final = reason == NoSuchMigration.to_string();
+        let refusal = Error::Peer { side: crate::proto::DESTINATION, reason };
+        match earlier {
+            // What it said before it had no such migration any more tells why.
+            Some(earlier @ Error::Peer { .. }) if is_final => self.fail(earlier),
+            _ if is_final => self.fail(refusal),
+            _ => self.attempt_failed(refusal),
+        }
+    }
+
+    /// Returns the error of a connection that was not replaced in time.
+    pub(super) fn not_resumed(&mut self) -> Error {
+        let waited = self.resumption.terms.map(|terms| terms.within).unwrap_or_default();
+        match self.resumption.loss.take() {
+            Some(Loss { cause, last, .. }) => Error::NotResumed {
+                side: crate::proto::DESTINATION,
+                waited,
+                cause: Box::new(cause),
+                last: last.map(Box::new),
+            },
+            None => Error::Silent { side: crate::proto::DESTINATION, waited },
+        }
+    }
+
+    /// Takes in the end of a round that the destination has confirmed.
+    pub(super) fn round_confirmed(&mut self) {
+        let (memory, zero) = (self.report.memory_bytes, self.report.zero_bytes);
+        self.resumption.confirmed = Confirmed { round: self.round.number, memory, zero };
+        if self.resumption.terms.is_some() {
+            self.pending.start(Place::Stream, Operation::RoundArrived);
+        }
+    }
+
+    /// Takes in what the destination has.
+    pub(super) fn resumed(&mut self, resumed: Resumed) -> Result<(), Error> {
+        let (round, confirmed) = (self.round.number, self.resumption.confirmed.round);
+        let has_state = |(device, bytes): (&super::Device, &u64)| device.has_precopy || *bytes == 0;
+        let is_possible = (resumed.round == round || resumed.round == confirmed)
+            && resumed.devices.len() == self.devices.len()
+            && self.devices.iter().zip(&resumed.devices).all(has_state);
+        if !is_possible {
+            return Err(Error::Protocol(format!(
+                "the destination claims to have round {} and the state of {} devices, but round {confirmed} of {} was the last \
+                 that it confirmed",
+                resumed.round,
+                resumed.devices.len(),
+                self.devices.len()
+            )));
+        }
+        self.resumption.resumed = resumed;
+        Ok(())
+    }
+
+    /// Sends the state again that the destination lacks, and marks the memory of the round that it lacks.
+    pub(super) fn resend(&mut self) {
+        if let Some(loss) = self.resumption.loss.take() {
+            let took = self.now.saturating_sub(loss.since);
+            self.report.reconnections += 1;
+            self.report.reconnecting_ms += milliseconds(took);
+            tracing::warn!(
+                parent: self.span(),
+                lost = %loss.cause,
+                took_ms = rounded_ms(took),
+                reconnections = self.report.reconnections,
+                "the destination is reached again, and the migration goes on"
+            );
+        }
+        if self.has_round() {
+            self.pending.start(Place::Stream, Operation::RoundArrived);
+        } else {
+            let Confirmed { memory, zero, .. } = self.resumption.confirmed;
+            (self.report.memory_bytes, self.report.zero_bytes) = (memory, zero);
+            self.pending.start(Place::Stream, Operation::RoundLost);
+        }
+        for (index, device) in self.devices.iter().enumerate() {
+            if device.has_precopy {
+                let from = self.resumption.resumed.devices.get(index).copied().unwrap_or_default();
+                self.pending.start(Place::Device(index), Operation::ResendState { from });
+            }
+        }
+    }
+
+    /// Returns whether the destination has all of the present round.
+    fn has_round(&self) -> bool {
+        self.resumption.resumed.round == self.round.number
+    }
+
+    /// Goes on with the round that was interrupted, or with the next one.
+    pub(super) fn go_on_with_round(&mut self) {
+        if self.has_round() {
+            let (memory, zero) = (self.report.memory_bytes, self.report.zero_bytes);
+            self.resumption.confirmed = Confirmed { round: self.round.number, memory, zero };
+            self.next_round();
+        } else {
+            self.begin_round(self.round.number);
+        }
+    }
+
+    /// Warns of the connections that were lost and replaced.
+    pub(super) fn warn_of_reconnections(&mut self) {
+        let count = self.report.reconnections;
+        if count > 0 {
+            let times = if count == 1 { "once".to_string() } else { format!("{count} times") };
+            self.report.warnings.push(format!(
+                "the connection to the destination was lost and replaced {times}, for {:.0} ms in all",
+                self.report.reconnecting_ms
+            ));
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The lanes at the source: how further connections are opened, and work that is spread over all of them.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::transfer::Transfer;
+use super::worker::Turn;
+use crate::channel::{Connect, Received, Receiver, Sender, Until};
+use crate::error::Error;
+use crate::proto::DESTINATION;
+use crate::proto::control::Control;
+use crate::proto::join::{Join, Purpose, Secret};
+use crate::proto::message::Message;
+use crate::proto::operation::Sent;
+
+/// The longest time for all lanes to join.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Opens the lanes from 1 on of a migration that has so many connections in all. They take a little less time than an answer
+/// may, so that the reason is known when the machine's time is over.
+pub(super) fn open_lanes(
+    connector: &mut dyn Connect,
+    transfer: &Transfer,
+    migration: u128,
+    secret: Secret,
+    channels: u32,
+    turn: &Turn<'_>,
+) -> Result<(), Error> {
+    transfer.with_interrupt(turn, |interrupt, timeout| {
+        let until = Until::new(Instant::now() + PATIENCE.min(timeout / 8 * 7), interrupt);
+        let mut lanes = Vec::new();
+        for lane in 1..channels {
+            let join = Join::new(migration, secret, Purpose::Lane(lane));
+            lanes.push(open(connector, join, timeout, until).map_err(|error| match error {
+                Error::Interrupted => Error::Interrupted,
+                error => Error::Lane { lane, error: Box::new(error) },
+            })?);
+        }
+        transfer.add_lanes(lanes);
+        Ok(())
+    })
+}
+
+/// Opens a connection, which belongs to the migration once this returns.
+fn open(
+    connector: &mut dyn Connect,
+    join: Join,
+    timeout: Duration,
+    until: Until<'_>,
+) -> Result<Sender, Error> {
+    let channel = connector.connect(until).map_err(|error| match until.check() {
+        Err(crate::channel::WaitError::Interrupted) => Error::Interrupted,
+        _ => Error::Connect(error),
+    })?;
+    let lost = |error| Error::of_channel(DESTINATION, timeout, error);
+    let (mut sender, mut receiver) = (Sender::new(channel.clone()), Receiver::new(channel));
+    sender.send_now(&Control::Join(join).into(), until).map_err(lost)?;
+    match receiver.next(until).map_err(lost)? {
+        Received::Message(Message::Control(Control::Joined)) => Ok(sender),
+        Received::Message(Message::Control(Control::Failed(reason))) => {
+            Err(Error::Peer { side: DESTINATION, reason: reason.reason })
+        }
+        Received::Message(other) => {
+            Err(Error::Protocol(format!("unexpected {} in answer to JOIN", other.kind())))
+        }
+        Received::Memory(_) => Err(Error::Protocol("unexpected MEMORY in answer to JOIN".into())),
+    }
+}
+
+/// Runs the work of each lane on a thread of its own, and adds up what they have sent. A lane that fails ends the others.
+pub(super) fn each_lane(lanes: u32, work: impl Fn(u32) -> Result<Sent, Error> + Sync) -> Result<Sent, Error> {
+    let (ended, results) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let mut here = vec![0];
+        for lane in 1..lanes {
+            let (work, ended) = (&work, ended.clone());
+            let spawned =
+                std::thread::Builder::new().name(format!("lane {lane}")).spawn_scoped(scope, move || {
+                    // The receiver outlives the threads.
+                    let _ = ended.send(work(lane));
+                });
+            // Without a thread the migration is slower, but still correct.
+            if spawned.is_err() {
+                here.push(lane);
+            }
+        }
+        for lane in here {
+            let _ = ended.send(work(lane));
+        }
+    });
+    drop(ended);
+    let mut sum = Sent::default();
+    let mut failed = None;
+    for result in results {
+        match result {
+            Ok(sent) => {
+                sum.bytes += sent.bytes;
+                sum.zero += sent.zero;
+                sum.wire += sent.wire;
+                // The lanes look for zeros at the same time.
+                sum.scanning += sent.scanning / lanes;
+            }
+            // The first one is the reason of the others.
+            Err(error) => {
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    failed.map_or(Ok(sum), Err)
+}

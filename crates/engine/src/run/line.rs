@@ -1,0 +1,224 @@
+//! The connection of a side: the thread that receives from it, and what replaces it when it is lost.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::hands::spawn;
+use super::inflow::Inflow;
+use super::transfer::Transfer;
+use super::worker::Turn;
+use crate::channel::{Connect, Interrupt, Receiver, Sender, Until, WaitError};
+use crate::error::Error;
+use crate::proto::control::Control;
+use crate::proto::join::{Join, Resumed};
+use crate::proto::lane_intake::LaneIntake;
+use crate::proto::operation::{Done, Operation};
+
+/// The receiver of a side, on a thread of its own, which is replaced with the connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Line(Arc<Mutex<Option<Reception>>>);
+
+#[derive(Debug)]
+struct Reception {
+    stop: Interrupt,
+    /// Gives the receiver back once its thread has ended.
+    back: mpsc::Receiver<Receiver>,
+}
+
+impl Line {
+    /// Receives on a new thread until it is stopped. `work` returns the receiver then.
+    pub(super) fn start(
+        &self,
+        name: &str,
+        work: impl FnOnce(&Interrupt) -> Receiver + Send + 'static,
+    ) -> io::Result<()> {
+        let stop = Interrupt::new()?;
+        let (back, returned) = mpsc::sync_channel(1);
+        let stopped = stop.clone();
+        spawn(name, move || {
+            // After a successful migration it has no receiver.
+            let _ = back.send(work(&stopped));
+        })?;
+        *self.0.lock() = Some(Reception { stop, back: returned });
+        Ok(())
+    }
+
+    /// Stops the thread, without a wait.
+    pub(super) fn stop(&self) {
+        if let Some(reception) = &*self.0.lock() {
+            reception.stop.set();
+        }
+    }
+
+    /// Stops the thread, and waits until it has ended: what it has received are events by then.
+    fn end(&self) {
+        self.stop();
+        let reception = self.0.lock().take();
+        if let Some(reception) = reception {
+            // A thread that has ended otherwise gives nothing back.
+            let _ = reception.back.recv();
+        }
+    }
+
+    /// Returns the receiver once its thread has ended; `None` without a thread, or if it has not ended within `timeout`.
+    pub(super) fn receiver(&self, timeout: Duration) -> Option<Receiver> {
+        let reception = self.0.lock().take()?;
+        reception.back.recv_timeout(timeout).ok()
+    }
+}
+
+/// The part of a side in the replacement of its lost connection.
+pub(super) trait Replace: Send {
+    /// Executes an operation on the connection.
+    fn perform(
+        &mut self,
+        operation: Operation,
+        connector: Option<&mut (dyn Connect + 'static)>,
+        transfer: &Transfer,
+        turn: &Turn<'_>,
+    ) -> Result<Done, Error>;
+}
+
+/// A side whose lost connection ends the migration.
+#[derive(Debug)]
+pub(super) struct NoReplacement;
+
+impl Replace for NoReplacement {
+    fn perform(
+        &mut self,
+        operation: Operation,
+        _: Option<&mut (dyn Connect + 'static)>,
+        _: &Transfer,
+        _: &Turn<'_>,
+    ) -> Result<Done, Error> {
+        Err(Error::Protocol(format!("{operation} is not asked of the stream")))
+    }
+}
+
+/// Starts the receiver of a new connection.
+type Listen = Box<dyn FnMut(Receiver) -> io::Result<()> + Send>;
+
+/// The source's part: it connects again.
+pub(super) struct Redial {
+    pub(super) line: Line,
+    pub(super) listen: Listen,
+    /// The new connection, until something is received from it.
+    pub(super) next: Option<Receiver>,
+}
+
+impl Redial {
+    fn reconnect(
+        &mut self,
+        connector: &mut dyn Connect,
+        join: Join,
+        pause: Duration,
+        timeout: Duration,
+        transfer: &Transfer,
+        turn: &Turn<'_>,
+    ) -> Result<(), Error> {
+        self.line.end();
+        self.next = None;
+        let (sender, receiver) = transfer.with_interrupt(turn, |interrupt, _| {
+            if let WaitError::Interrupted = Until::new(Instant::now() + pause, interrupt).sleep() {
+                return Err(Error::Interrupted);
+            }
+            let until = Until::new(Instant::now() + timeout, interrupt);
+            let channel = connector.connect(until).map_err(Error::Connect)?;
+            let mut sender = Sender::new(channel.clone());
+            let sent = sender.send_now(&Control::Join(join).into(), until);
+            sent.map_err(|error| Error::of_channel(crate::proto::DESTINATION, timeout, error))?;
+            Ok((sender, Receiver::new(channel)))
+        })?;
+        transfer.replace(sender, turn)?;
+        self.next = Some(receiver);
+        Ok(())
+    }
+}
+
+/// Gives the receiver of a new connection to its thread.
+fn listen(next: &mut Option<Receiver>, listen: &mut Listen) -> Result<Done, Error> {
+    match next.take() {
+        Some(receiver) => listen(receiver).map_err(Error::Thread)?,
+        None => return Err(Error::Protocol("there is no new connection to receive from".into())),
+    }
+    Ok(Done::Nothing)
+}
+
+impl Replace for Redial {
+    fn perform(
+        &mut self,
+        operation: Operation,
+        connector: Option<&mut (dyn Connect + 'static)>,
+        transfer: &Transfer,
+        turn: &Turn<'_>,
+    ) -> Result<Done, Error> {
+        match operation {
+            Operation::Reconnect { join, pause, timeout } => {
+                let connector = connector
+                    .ok_or_else(|| Error::Protocol("another connection without a connector".into()))?;
+                self.reconnect(connector, join, pause, timeout, transfer, turn).map(|()| Done::Nothing)
+            }
+            Operation::Listen => listen(&mut self.next, &mut self.listen),
+            other => NoReplacement.perform(other, connector, transfer, turn),
+        }
+    }
+}
+
+/// A connection of the source that has come back, with the number of its JOIN.
+#[derive(Debug)]
+pub(super) struct Back {
+    pub(super) number: u32,
+    pub(super) sender: Sender,
+    pub(super) receiver: Receiver,
+}
+
+/// The destination's part: it takes the connection on which the source has come back.
+pub(super) struct Readmit {
+    pub(super) line: Line,
+    pub(super) back: Arc<Mutex<Option<Back>>>,
+    pub(super) inflow: Arc<Inflow>,
+    pub(super) listen: Listen,
+    /// The new connection, until something is received from it.
+    pub(super) next: Option<Receiver>,
+}
+
+impl Readmit {
+    fn rejoin(&mut self, round: u32, number: u32, transfer: &Transfer, turn: &Turn<'_>) -> Result<(), Error> {
+        let newest = self.back.lock().take_if(|back| back.number == number);
+        // A newer one is announced by an event of its own.
+        let Some(Back { sender, receiver, .. }) = newest else {
+            return Err(Error::Lost { side: crate::proto::SOURCE });
+        };
+        transfer.replace(sender, turn)?;
+        let devices = self.inflow.with(LaneIntake::resume);
+        transfer.send_now(&Control::Resumed(Resumed { round, devices }).into(), turn)?;
+        self.next = Some(receiver);
+        Ok(())
+    }
+}
+
+impl Replace for Readmit {
+    fn perform(
+        &mut self,
+        operation: Operation,
+        connector: Option<&mut (dyn Connect + 'static)>,
+        transfer: &Transfer,
+        turn: &Turn<'_>,
+    ) -> Result<Done, Error> {
+        match operation {
+            Operation::Unlink => {
+                self.line.end();
+                Ok(Done::Nothing)
+            }
+            Operation::Rejoin { round, number } => {
+                self.rejoin(round, number, transfer, turn).map(|()| Done::Nothing)
+            }
+            Operation::Listen => listen(&mut self.next, &mut self.listen),
+            other => NoReplacement.perform(other, connector, transfer, turn),
+        }
+    }
+}

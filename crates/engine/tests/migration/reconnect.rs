@@ -1,0 +1,410 @@
+//! Links that are lost in pre-copy and come back: nothing is lost with them, and nobody else gets in.
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use whimbrel_device::Worker;
+use whimbrel_device::wrap::migration_region::{Layout, Version};
+use whimbrel_engine::Phase;
+use whimbrel_engine::channel::{Address, Channel, Connect, ConnectorError, Listener, Tls, Until};
+use whimbrel_engine::proto::control::Control;
+use whimbrel_engine::proto::join::{Join, Purpose, Secret};
+use whimbrel_engine::proto::message::Message;
+
+use crate::live::{Cpu, REGIONS, assert_same_memory};
+use crate::support::certificates::trusting;
+use crate::support::engine::{Error, Outcome, SendError};
+use crate::support::peer::{ID, Peer};
+use crate::support::wire::{boundaries, frames, kind};
+use crate::support::{Cut, Ended, Recording, Rig, Shape, Throttle, proxy_to};
+
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// Links to a listener, each of which ends where it is told to; those after the last cut do not end.
+struct Links {
+    path: PathBuf,
+    cuts: VecDeque<Cut>,
+    throttle: Throttle,
+    tls: Option<Tls>,
+    /// Called before each link but the first.
+    between: Box<dyn FnMut() -> Result<(), ConnectorError> + Send>,
+    made: Arc<Mutex<Vec<Recording>>>,
+}
+
+impl Connect for Links {
+    fn connect(&mut self, until: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
+        if !self.made.lock().is_empty() {
+            (self.between)()?;
+        }
+        let far = UnixStream::connect(&self.path)?;
+        let cut = self.cuts.pop_front().unwrap_or(Cut::Never);
+        let (near, recording) = proxy_to(far, cut, Duration::ZERO, &self.throttle);
+        self.made.lock().push(recording);
+        Ok(match &self.tls {
+            None => Arc::new(near),
+            Some(tls) => Arc::new(tls.connect(near, &"127.0.0.1:1".parse()?, until)?),
+        })
+    }
+}
+
+/// The kinds of the frames that passed over a link: from the source, and from the destination.
+type Passed = (Vec<u16>, Vec<u16>);
+
+/// A listener, and links to it.
+struct Net {
+    folder: tempfile::TempDir,
+    listener: Listener,
+    links: Links,
+}
+
+impl Net {
+    fn new(cuts: &[Cut]) -> Net {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("door");
+        let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+        let links = Links {
+            path,
+            cuts: cuts.iter().copied().collect(),
+            throttle: Throttle::open(),
+            tls: None,
+            between: Box::new(|| Ok(())),
+            made: Arc::default(),
+        };
+        Net { folder, listener, links }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("door")
+    }
+
+    /// Migrates, and returns the kinds of all frames that passed, link by link: from the source, and from the destination.
+    fn migrate(mut self, rig: Rig) -> (Ended, Vec<Passed>) {
+        let made = self.links.made.clone();
+        let ended = rig.migrate_over_links(&mut self.listener, self.links, |source| source);
+        (ended, passed(&made))
+    }
+}
+
+fn passed(made: &Mutex<Vec<Recording>>) -> Vec<Passed> {
+    let kinds = |stream: &[u8]| frames(stream).into_iter().map(|(kind, _)| kind).collect();
+    let ends = std::mem::take(&mut *made.lock()).into_iter().map(Recording::end);
+    ends.map(|(source, destination)| (kinds(&source), kinds(&destination))).collect()
+}
+
+/// Both sides replace a lost link.
+fn resuming(mut rig: Rig, within: Duration) -> Rig {
+    rig.options = rig.options.reconnect(within);
+    rig.there_options = rig.there_options.reconnect(within);
+    rig
+}
+
+/// The smallest migration that has everything in it, or some state more.
+fn small(shape: &Shape) -> Rig {
+    let rig = Rig::new(shape).with_memory(&[(0, 0x2000)]);
+    vm_memory::Bytes::write_obj(&rig.memory.as_ref().unwrap().0, 1u8, vm_memory::GuestAddress(0)).unwrap();
+    resuming(rig, WITHIN)
+}
+
+/// What must hold after the first of the links was cut.
+fn assert_outlived(ended: &mut Ended, links: &[Passed], what: &str) {
+    ended.assert_sane(what);
+    let (from_source, from_destination) = &links[0];
+    // STOPPING may have been cut off.
+    let has_stopped = matches!(&ended.sent, Err(error) if error.report.stopped_at_ms.is_some());
+    let is_in_precopy =
+        from_destination.contains(&kind::FITS) && !from_source.contains(&kind::STOPPING) && !has_stopped;
+    let is_whole = from_destination.contains(&kind::RUNNING);
+    if is_in_precopy {
+        let report = ended.sent.as_ref().unwrap_or_else(|error| panic!("{what}: {error}: {links:?}"));
+        let received = ended.received.as_ref().unwrap();
+        assert!(report.reconnections >= 1 && received.reconnections >= 1, "{what}: {report:?}");
+        assert_eq!(report.memory_bytes, received.memory_bytes, "{what}");
+        assert_eq!(report.device_bytes, received.device_bytes, "{what}");
+        assert!(
+            report.warnings.iter().any(|warning| warning.contains("was lost and replaced")),
+            "{what}: {report:?}"
+        );
+        assert_same_memory(ended.rig.memory.as_ref().unwrap());
+    } else if !is_whole {
+        assert_eq!(links.len(), 1, "{what}: nothing is replaced outside of pre-copy: {links:?}");
+    }
+}
+
+/// The end of the first frame of a kind in a recording of a whole stream.
+fn end_of(recording: &[u8], wanted: u16) -> usize {
+    let index = frames(recording).iter().position(|(kind, _)| *kind == wanted).unwrap();
+    boundaries(recording)[index + 1]
+}
+
+/// Cuts the link once the source is known to the destination, after any of many bytes.
+fn cut_after_many_bytes(shape: &Shape, step: usize) {
+    let mut net = Net::new(&[]);
+    let made = net.links.made.clone();
+    let whole = small(shape).migrate_over_links(&mut net.listener, net.links, |source| source);
+    assert!(whole.sent.is_ok(), "{:?}", whole.sent);
+    let (source, destination) = made.lock().pop().unwrap().end();
+    let from_source = (end_of(&source, kind::TABLE)..source.len()).step_by(step).map(Cut::FromSource);
+    // A link that is cut as ACCEPT has passed brings no TABLE.
+    let from_destination = end_of(&destination, kind::ACCEPT) + 1..destination.len();
+    let cuts = from_source.chain(from_destination.step_by(step).map(Cut::FromDestination));
+    let (cuts, outlived) = (Mutex::new(cuts), Mutex::new(0));
+    std::thread::scope(|scope| {
+        // Where the source has stopped without a word of that, a destination waits for it in vain.
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while let Some(cut) = { cuts.lock().next() } {
+                    let (mut ended, links) = Net::new(&[cut]).migrate(small(shape));
+                    assert_outlived(&mut ended, &links, &format!("{cut:?}"));
+                    *outlived.lock() += u32::from(links.len() > 1);
+                }
+            });
+        }
+    });
+    let outlived = outlived.into_inner();
+    assert!(outlived > 20, "{outlived} links were replaced");
+}
+
+#[test]
+fn a_migration_outlives_a_link_cut_after_any_of_many_bytes_of_precopy() {
+    cut_after_many_bytes(&Shape { size: 2, initial: 1, ..Shape::default() }, 11);
+}
+
+#[test]
+fn a_migration_of_a_v1_region_outlives_a_link_cut_after_any_of_many_bytes_of_precopy() {
+    let layout = Layout::trapped(Version::V1, 5).unwrap();
+    cut_after_many_bytes(&Shape { size: 2, initial: 9, region: Some(layout), ..Shape::default() }, 29);
+}
+
+#[test]
+fn a_source_with_more_state_than_it_keeps_waits_until_that_has_arrived() {
+    let shape = Shape { initial: 40 << 20, ..Shape::default() };
+    let mut net = Net::new(&[Cut::FromSource(20 << 20), Cut::FromSource(9 << 20)]);
+    let rig = resuming(Rig::new(&shape), WITHIN);
+    let ended = rig.migrate_over_links(&mut net.listener, net.links, |source| source);
+    let (report, received, mut rig) = (ended.sent.unwrap(), ended.received.unwrap(), ended.rig);
+    assert_eq!((report.reconnections, received.reconnections), (2, 2));
+    assert!(report.device_bytes > 40 << 20);
+    assert_eq!(report.device_bytes, received.device_bytes);
+    rig.assert_destination_has_it("after the migration");
+}
+
+#[test]
+fn a_device_at_work_with_much_state_moves_over_links_that_are_cut_twice_in_a_row_and_while_they_come_back() {
+    let shape = Shape { dma_pages: 512, size: 3000, initial: 3 << 20, ..Shape::default() };
+    let mut rig = resuming(Rig::new(&shape).with_memory(&REGIONS), WITHIN);
+    rig.options = rig.options.max_rounds(50);
+    let half: Vec<u8> = (0..3 << 20).map(|index: usize| (index % 251) as u8 + 1).collect();
+    vm_memory::Bytes::write_slice(&rig.memory.as_ref().unwrap().0, &half, vm_memory::GuestAddress(0))
+        .unwrap();
+    let worker = Worker::start(rig.here.file()).unwrap();
+    let cpu = Cpu { running: Arc::new(Mutex::new(true)), program: rig.here.program.clone() };
+    let (done, written) = (AtomicBool::new(false), Mutex::new(0));
+    let memory = rig.memory.as_ref().unwrap().0.clone();
+    // In the first round, as JOIN is sent, as RESUMED is, in what is sent again, and a silent one.
+    let cuts = [
+        Cut::FromSource(2_500_000),
+        Cut::FromSource(30),
+        Cut::FromDestination(30),
+        Cut::FromSource(400_000),
+        Cut::FromSource(3_000_000),
+    ];
+    let mut net = Net::new(&cuts);
+    let made = net.links.made.clone();
+    let ended = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| cpu.work(&memory, &done, &written));
+        let its = cpu.clone();
+        let ended = rig.migrate_over_links(&mut net.listener, net.links, |source| source.guest(its));
+        done.store(true, Ordering::Release);
+        writer.join().unwrap();
+        ended
+    });
+    drop(worker);
+    let links = passed(&made);
+    let (report, received, mut rig) = (ended.sent.unwrap(), ended.received.unwrap(), ended.rig);
+    assert_eq!(links.len(), 6, "{report:?}");
+    assert_eq!(report.reconnections, 3, "of those that RESUMED came back on");
+    assert!(received.reconnections >= 3);
+    assert!(*written.lock() > 0);
+    assert_same_memory(rig.memory.as_ref().unwrap());
+    rig.assert_source_stands("after the migration");
+    rig.assert_destination_has_it("after the migration");
+    assert_eq!((received.memory_bytes, received.device_bytes), (report.memory_bytes, report.device_bytes));
+    assert_eq!(received.rounds, report.rounds);
+}
+
+#[test]
+fn a_link_that_falls_silent_in_precopy_is_replaced() {
+    let mut rig = small(&Shape { initial: 3000, ..Shape::default() });
+    rig.options = rig.options.timeout(Duration::from_millis(500));
+    let (mut ended, links) = Net::new(&[Cut::SilentFromSource(3000)]).migrate(rig);
+    assert_outlived(&mut ended, &links, "a silent link");
+    assert_eq!(links.len(), 2);
+}
+
+#[test]
+fn a_link_with_tls_is_replaced_by_one_with_tls_and_the_same_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let [here, there] = trusting(folder.path());
+    let mut net = Net::new(&[Cut::FromSource(100_000)]);
+    net.listener = net.listener.tls(there.clone()).unwrap();
+    net.links.tls = Some(here.clone());
+    let shape = Shape { initial: 300_000, ..Shape::default() };
+    let ended = small(&shape).migrate_over_links(&mut net.listener, net.links, |source| source);
+    assert_eq!(ended.sent.unwrap().reconnections, 1);
+    assert_same_memory(ended.rig.memory.as_ref().unwrap());
+
+    // The destination's own is as good, but it is not that of the source.
+    let mut net = Net::new(&[Cut::FromSource(100_000)]);
+    net.listener = net.listener.tls(there.clone()).unwrap();
+    net.links.tls = Some(here);
+    let mut rig = small(&shape);
+    rig.there_options = rig.there_options.reconnect(Duration::from_millis(500));
+    let connector = Disguised { links: net.links, other: Some(there) };
+    let mut ended = rig.migrate_over_links(&mut net.listener, connector, |source| source);
+    let (sent, _) = ended.refused("another certificate");
+    assert!(sent.contains("no such migration"), "{sent}");
+}
+
+/// Links of which all but the first show another certificate.
+struct Disguised {
+    links: Links,
+    other: Option<Tls>,
+}
+
+impl Connect for Disguised {
+    fn connect(&mut self, until: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
+        let connected = self.links.connect(until);
+        self.links.tls = self.other.take().or_else(|| self.links.tls.take());
+        connected
+    }
+}
+
+#[test]
+fn nobody_without_the_secret_replaces_a_lost_link_and_the_source_still_does() {
+    let mut net = Net::new(&[Cut::FromSource(3000)]);
+    let (path, tried) = (net.path(), Arc::new(Mutex::new(Vec::new())));
+    let answers = tried.clone();
+    net.links.between = Box::new(move || {
+        let shapes = [(ID, 1), (0, 9)]
+            .map(|(id, number)| Join::new(id, Secret::new([7; 32]), Purpose::Resumption(number)));
+        for join in shapes {
+            let mut peer = Peer::from(UnixStream::connect(&path)?);
+            peer.say(&Message::Control(Control::Join(join)));
+            answers.lock().push(peer.hear_until(kind::FAILED));
+        }
+        Ok(())
+    });
+    let (mut ended, links) = net.migrate(small(&Shape { initial: 3000, ..Shape::default() }));
+    assert_outlived(&mut ended, &links, "with strangers");
+    let tried = tried.lock();
+    assert_eq!(tried.len(), 2);
+    for answer in &*tried {
+        assert_eq!(answer.as_deref(), Some(&br#"{"reason":"no such migration"}"#[..]));
+    }
+}
+
+#[test]
+fn a_link_that_does_not_come_back_in_time_leaves_the_devices_at_the_source_and_both_say_so() {
+    let mut net = Net::new(&[Cut::FromSource(3000)]);
+    net.links.between = Box::new(|| Err("no route".into()));
+    let rig = resuming(small(&Shape { initial: 3000, ..Shape::default() }), Duration::from_millis(700));
+    let began = Instant::now();
+    let (mut ended, _) = net.migrate(rig);
+    assert!(began.elapsed() >= Duration::from_millis(700));
+    let (sent, received) = ended.refused("no way back");
+    assert!(sent.contains("could not be reached again within 700 ms (no route)"), "{sent}");
+    assert!(sent.ends_with("; the devices run on at the source"), "{sent}");
+    assert!(received.contains("did not come back on another connection within 700 ms"), "{received}");
+    assert!(matches!(
+        ended.sent,
+        Err(SendError { cause: Error::NotResumed { .. }, outcome: Outcome::RunsOn, .. })
+    ));
+}
+
+#[test]
+fn the_shorter_time_of_both_sides_counts_and_none_of_one_side_means_none() {
+    for (here, there, told) in [(20_000, 500, "within 500 ms"), (500, 20_000, "within 500 ms")] {
+        let mut net = Net::new(&[Cut::FromSource(3000)]);
+        net.links.between = Box::new(|| Err("no route".into()));
+        let mut rig = small(&Shape { initial: 3000, ..Shape::default() });
+        rig.options = rig.options.reconnect(Duration::from_millis(here));
+        rig.there_options = rig.there_options.reconnect(Duration::from_millis(there));
+        let (mut ended, _) = net.migrate(rig);
+        let (sent, received) = ended.refused("no way back");
+        assert!(sent.contains(told) && received.contains(told), "{sent}; {received}");
+    }
+    for (here, there) in [(0, 20_000), (20_000, 0)] {
+        let mut rig = small(&Shape { initial: 3000, ..Shape::default() });
+        rig.options = rig.options.reconnect(Duration::from_millis(here));
+        rig.there_options = rig.there_options.reconnect(Duration::from_millis(there));
+        let (mut ended, links) = Net::new(&[Cut::FromSource(3000)]).migrate(rig);
+        ended.refused("one side does not");
+        assert_eq!(links.len(), 1);
+        assert!(!links[0].0.contains(&kind::STOPPING));
+    }
+}
+
+#[test]
+fn a_destination_that_is_another_one_by_now_ends_the_migration_at_once() {
+    let net = Net::new(&[Cut::FromSource(3000)]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("door");
+    let mut other = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let waiting = std::thread::spawn(move || other.accept(Until::timeout(Duration::from_secs(3))).map(drop));
+    let mut links = net.links;
+    let made = links.made.clone();
+    let (first, second) = (links.path.clone(), path);
+    links.between = Box::new(|| Ok(()));
+    let mut there = net.listener;
+    let mut rig = small(&Shape { initial: 3000, ..Shape::default() });
+    rig.there_options = rig.there_options.reconnect(Duration::from_millis(500));
+    rig.options = rig.options.reconnect(Duration::from_secs(20));
+    let began = Instant::now();
+    let mut ended =
+        rig.migrate_over_links(&mut there, Elsewhere { links, first: Some(first), second }, |source| source);
+    let (sent, _) = ended.refused("another destination");
+    assert!(sent.contains("the destination ended the migration: no such migration"), "{sent}");
+    assert!(began.elapsed() < Duration::from_secs(10));
+    drop(passed(&made));
+    assert!(waiting.join().unwrap().is_err(), "its listener waits on");
+}
+
+/// Links of which all but the first lead elsewhere.
+struct Elsewhere {
+    links: Links,
+    first: Option<PathBuf>,
+    second: PathBuf,
+}
+
+impl Connect for Elsewhere {
+    fn connect(&mut self, until: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
+        self.links.path = self.first.take().unwrap_or_else(|| self.second.clone());
+        self.links.connect(until)
+    }
+}
+
+#[test]
+fn a_cancel_while_the_link_is_lost_ends_the_migration_at_once() {
+    for is_here in [true, false] {
+        let mut net = Net::new(&[Cut::FromSource(3000)]);
+        net.links.between = Box::new(|| Err("no route".into()));
+        let mut rig = small(&Shape { initial: 3000, ..Shape::default() });
+        rig.there_options = rig.there_options.reconnect(Duration::from_secs(2));
+        let side = if is_here { &mut rig.here } else { &mut rig.there };
+        let cancel = side.cancel.clone();
+        side.observer = Some(Box::new(move |progress| {
+            if progress.phase == Phase::Reconnecting {
+                cancel.cancel("an operator");
+            }
+        }));
+        let (mut ended, _) = net.migrate(rig);
+        let (sent, received) = ended.refused("cancelled");
+        let cancelled = if is_here { &sent } else { &received };
+        assert!(cancelled.starts_with("cancelled: an operator"), "{sent}; {received}");
+    }
+}
