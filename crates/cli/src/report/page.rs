@@ -1,6 +1,8 @@
 //! The page of a report: one file without anything from outside, in the colours of its reader's choice, and with each plot's
 //! figures as text.
 
+use std::time::SystemTime;
+
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::Ended;
@@ -45,6 +47,7 @@ pub(super) fn page(ended: Ended<'_>, samples: &Samples) -> Result<String, NotDra
             body {
                 main {
                     h1 { (title) }
+                    p { "Ended " (humantime::format_rfc3339_seconds(SystemTime::now())) ", written on host " (host()) }
                     (outcome(ended))
                     @if !ended.report.migration.is_empty() { (course(ended, samples)?) }
                 }
@@ -52,6 +55,11 @@ pub(super) fn page(ended: Ended<'_>, samples: &Samples) -> Result<String, NotDra
         }
     };
     Ok(page.into_string())
+}
+
+/// Returns the name of this host.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The course of a migration that has begun: plots and tables.
@@ -122,6 +130,9 @@ fn figures(ended: Ended<'_>) -> Markup {
             dt { "Device state" } dd { (output::bytes(report.device_bytes)) (counted) }
             dt { "After the stop" } dd { (output::bytes(report.final_bytes)) (counted) }
             dt { "On the link" } dd { (output::bytes(report.wire_bytes)) (counted) }
+            @if report.reconnections > 0 {
+                dt { "Lost connections" } dd { (report.reconnections) " replaced, in " (ms(report.reconnecting_ms)) }
+            }
             dt { "Throughput" } dd { (output::rate(report.throughput_bytes_per_s)) }
             dt { "Migration" } dd { (report.migration) }
         }

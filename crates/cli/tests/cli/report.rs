@@ -64,6 +64,8 @@ fn the_page_of_a_migration_stands_alone_and_says_all() {
     let page = page(folder.path(), &["--downtime-limit=60000"], true);
     for part in [
         "Migration of model:accel",
+        "<p>Ended 2",
+        ", written on host ",
         "Downtime",
         "stop, transfer",
         "PRE_COPY_P2P",
