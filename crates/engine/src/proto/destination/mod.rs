@@ -4,8 +4,10 @@
 //! No request is made to a device before identities have been compared. If anything fails before the handover, or is
 //! cancelled, every device is reset and all received state is discarded.
 
+mod course;
 mod device;
 mod discard;
+mod events;
 mod greeting;
 mod loading;
 mod options;
@@ -19,18 +21,16 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use tracing::Span;
-use whimbrel_protocol::handover::{self, DestinationPhase, Entry};
-use whimbrel_user::State;
+use whimbrel_protocol::handover::{self, DestinationPhase};
 
 use self::device::Device;
 use super::control::{Control, Table};
 use super::join::{Expected, Secret};
 use super::negotiate::{Accept, Feature};
-use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
+use super::operation::{Command, Event, Now, Operation, Place};
 use super::pending::Pending;
 use super::spans::Spans;
 use crate::error::Error;
-use crate::progress as shown;
 
 pub use options::DestinationOptions;
 pub use taken::Taken;
@@ -256,128 +256,6 @@ impl Destination {
         matches!(self.handover.phase(), DestinationPhase::Loading | DestinationPhase::Ready)
     }
 
-    fn trace_phase(&mut self) {
-        let round = match self.shown_phase() {
-            shown::Phase::Round(number) => Some(number),
-            _ => None,
-        };
-        self.spans.enter(round, self.phase);
-        tracing::debug!(parent: self.spans.current(), "phase begins");
-    }
-
-    fn enter(&mut self, phase: Phase) {
-        self.phase = phase;
-        self.trace_phase();
-        self.phase_began = self.now;
-        self.answered = false;
-        let (timeout, call) = (self.site.options.timeout, self.site.options.call_timeout);
-        self.deadline = match phase {
-            Phase::Hello | Phase::Table | Phase::Ready => Some(self.now + timeout),
-            // Each frame and each call into a driver has a deadline of its own.
-            Phase::Resume
-            | Phase::Load
-            | Phase::RoundEnd
-            | Phase::Finish
-            | Phase::Inspect
-            | Phase::Quiesce
-            | Phase::Start
-            | Phase::Over => None,
-            Phase::Broken | Phase::Await | Phase::Rejoin => self.resumption_ends(),
-            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record => Some(self.now + call),
-            Phase::Run | Phase::Tell => Some(self.now + call.min(Destination::TELL)),
-        };
-        match phase {
-            Phase::Hello | Phase::Load => {}
-            Phase::Table if self.accepted.is_some() => {}
-            Phase::Table => {
-                if let Some(accept) = self.accept.clone() {
-                    self.say(Control::Accept(accept));
-                }
-            }
-            Phase::Resume => {
-                for device in 0..self.devices.len() {
-                    self.devices[device].touched = true;
-                    self.pending.start(Place::Device(device), Operation::SetState(State::Resuming));
-                }
-            }
-            Phase::RoundEnd => self.each_device(&Operation::DrainState),
-            Phase::Await => self.pending.start(Place::Stream, Operation::Unlink),
-            Phase::Rejoin => self.rejoin(),
-            Phase::Finish => {
-                self.each_device(&Operation::DrainState);
-                self.each_device(&Operation::SetState(State::Stop));
-                self.each_device(&Operation::RestoreSetup);
-            }
-            Phase::Inspect => {
-                self.record_may_start();
-                self.pending.start(Place::Owner, Operation::Inspect);
-            }
-            Phase::Ready => self.become_ready(),
-            Phase::Quiesce => {
-                for device in 0..self.devices.len() {
-                    if self.devices[device].has_p2p {
-                        self.devices[device].start_asked = true;
-                        self.pending.start(Place::Device(device), Operation::SetState(State::RunningP2p));
-                    }
-                }
-            }
-            Phase::Start => {
-                self.devices.iter_mut().for_each(|device| device.start_asked = true);
-                self.each_device(&Operation::SetState(State::Running));
-            }
-            Phase::Run => self.run(),
-            Phase::Broken | Phase::Settle => self.pending.command(Command::Interrupt),
-            Phase::Reset => self.reset_devices(),
-            Phase::Verify => self.verify_devices(),
-            Phase::Record => self.record_discarding(),
-            Phase::Tell => self.tell(),
-            Phase::Over => self.pending.command(Command::Finish),
-        }
-    }
-
-    fn phase_is_done(&self) -> bool {
-        match self.phase {
-            Phase::Over => false,
-            Phase::Hello | Phase::Table | Phase::Load | Phase::Ready => {
-                self.answered && self.pending.is_empty()
-            }
-            Phase::Await => self.has_joined() && self.pending.is_empty(),
-            _ => self.pending.is_empty(),
-        }
-    }
-
-    fn advance(&mut self) {
-        match self.phase {
-            Phase::Hello => self.enter(Phase::Table),
-            Phase::Table => self.enter(Phase::Resume),
-            Phase::Resume => self.begin_loading(),
-            Phase::RoundEnd => {
-                self.say(Control::RoundDone { number: self.round });
-                self.load_on();
-            }
-            Phase::Broken => self.enter(Phase::Await),
-            Phase::Await => self.enter(Phase::Rejoin),
-            Phase::Rejoin => self.load_again(),
-            Phase::Finish => {
-                self.loading = self.now.saturating_sub(self.ended_at);
-                self.enter(Phase::Inspect);
-            }
-            Phase::Inspect => self.enter(Phase::Ready),
-            Phase::Ready if self.devices.len() > 1 && self.devices.iter().any(|device| device.has_p2p) => {
-                self.enter(Phase::Quiesce);
-            }
-            Phase::Ready | Phase::Quiesce => self.enter(Phase::Start),
-            Phase::Start => self.started(),
-            Phase::Run | Phase::Tell => self.enter(Phase::Over),
-            Phase::Settle => self.enter(Phase::Record),
-            Phase::Record => self.recorded_discarding(),
-            Phase::Reset => self.enter(Phase::Verify),
-            Phase::Verify => self.discarded(),
-            // The message that ended Load has decided the next phase.
-            Phase::Load | Phase::Over => {}
-        }
-    }
-
     fn say(&mut self, control: Control) {
         self.pending.start(Place::Stream, Operation::Send(control));
     }
@@ -388,148 +266,8 @@ impl Destination {
         }
     }
 
-    fn done(&mut self, id: OperationId, result: Result<Done, Error>) {
-        let Some((place, operation)) = self.pending.end(id) else { return };
-        if self.is_discarding() {
-            return self.discard_done(place, &operation, result);
-        }
-        let result = match result {
-            Ok(done) => Ok(done),
-            Err(error) => match self.beside_lost_link(&operation, error) {
-                Some(error) => Err(error),
-                None => return,
-            },
-        };
-        let device = match place {
-            Place::Device(index) => self.devices.get_mut(index),
-            Place::Stream | Place::Owner => None,
-        };
-        match (&operation, result) {
-            (Operation::SetState(State::Running), Ok(_)) => {
-                if let Some(device) = device {
-                    device.runs = true;
-                }
-            }
-            (Operation::Send(Control::Running(_)), Ok(_)) => self.taken.confirmed = true,
-            (_, Ok(_)) => {}
-            (operation, Err(error)) if self.phase == Phase::Run => {
-                tracing::warn!(%error, %operation, "the devices run here");
-                match operation {
-                    Operation::Run => self.cause = Some(Error::GuestAfterHandover(Box::new(error))),
-                    _ => self.taken.warnings.push(error.to_string()),
-                }
-            }
-            (operation, Err(error)) => {
-                if let (Operation::Record { entry: Entry::MayStart, .. }, Error::Journal { .. }) =
-                    (operation, &error)
-                {
-                    self.recorded = false;
-                }
-                self.fail(error);
-            }
-        }
-    }
-
-    fn received(&mut self, control: Control) {
-        match (control, self.phase) {
-            (Control::Abort(reason), _) => {
-                if self.handover.receive(handover::Message::Abort).is_ok() {
-                    self.give_up(Error::Peer { side: super::SOURCE, reason: reason.reason });
-                }
-            }
-            (Control::Failed(reason), Phase::Hello) => {
-                self.fail(Error::Peer { side: "peer", reason: reason.reason });
-            }
-            (Control::Hello(offer), Phase::Hello) if !self.answered => self.greeted(&offer),
-            (Control::Table(theirs), Phase::Table) if !self.answered => self.compare(theirs),
-            // What the lost connection still had.
-            (Control::Round { number, initial }, Phase::Broken | Phase::Await)
-                if Some(number) == self.round.checked_add(1) =>
-            {
-                self.round_ended_on_lost_link(number, initial);
-            }
-            (Control::Ping { .. }, Phase::Broken | Phase::Await) => {}
-            (Control::Stopping | Control::DeviceEnd { .. }, Phase::Broken | Phase::Await) => {
-                self.source_has_stopped();
-            }
-            (Control::Stopping, Phase::Load) if self.is_resumable() => self.resumption.forbid(),
-            (Control::Ping { id }, Phase::Load) if self.features.contains(&Feature::Ping) => {
-                self.say(Control::Pong { id });
-            }
-            (Control::Round { number, initial }, Phase::Load)
-                if Some(number) == self.round.checked_add(1) =>
-            {
-                self.round_ended(number, initial);
-            }
-            (Control::DeviceEnd { bytes, .. }, Phase::Load) => {
-                self.taken.device_bytes = self.taken.device_bytes.saturating_add(bytes);
-            }
-            (Control::End { memory_bytes }, Phase::Load) => self.ended(memory_bytes),
-            (Control::Handover, Phase::Ready) if !self.answered => self.handed_over(),
-            _ if self.is_discarding() => {}
-            (control, _) => {
-                let what = format!("unexpected {} from the source", control.name());
-                if self.owns() {
-                    // The devices belong to this side, whatever the source sends.
-                    tracing::warn!("{what} after the handover");
-                } else {
-                    self.fail(Error::Protocol(what));
-                }
-            }
-        }
-    }
-
-    fn lost(&mut self, error: Error) {
-        let Some(error) = self.outlive(error) else { return };
-        // An error on this side, or in the source's messages, can still be reported.
-        self.lost |= matches!(error, Error::Lost { .. } | Error::Link(_));
-        if self.owns() {
-            // A source that has heard RUNNING closes the connection.
-            tracing::debug!(%error, "the connection ended after the handover");
-        } else {
-            self.fail(error);
-        }
-    }
-
     /// Returns whether the devices belong to this side: HANDOVER has arrived.
     fn owns(&self) -> bool {
         matches!(self.handover.phase(), DestinationPhase::Starting | DestinationPhase::Running)
-    }
-
-    fn overdue(&mut self, id: OperationId) {
-        if self.phase != Phase::Run
-            && let Some((place, operation)) = self.pending.get(id)
-        {
-            self.fail(self.overdue_error(*place, operation));
-        }
-    }
-
-    fn overdue_error(&self, place: Place, operation: &Operation) -> Error {
-        let device = place.device().and_then(|index| self.devices.get(index));
-        let name = device.map(|device| device.name.as_str());
-        Error::overdue(name, operation, self.site.options.call_timeout)
-    }
-
-    fn check_deadline(&mut self) {
-        if self.deadline.is_none_or(|deadline| self.now < deadline) {
-            return;
-        }
-        match self.phase {
-            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record => {
-                self.give_up_pending();
-                self.advance();
-            }
-            Phase::Run | Phase::Tell => {
-                self.give_up_pending();
-                self.enter(Phase::Over);
-            }
-            Phase::Broken | Phase::Await | Phase::Rejoin => {
-                let error = self.not_resumed();
-                self.fail(error);
-            }
-            _ => {
-                self.fail(Error::Silent { side: super::SOURCE, waited: self.site.options.timeout });
-            }
-        }
     }
 }
