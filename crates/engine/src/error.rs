@@ -136,13 +136,14 @@ pub enum Error {
     },
     /// The connection was lost in pre-copy, and was not replaced in time.
     #[error(
-        "{cause}; {} within {} ms{}",
-        if *side == crate::proto::SOURCE {
-            "the source did not come back on another connection"
-        } else {
-            "the destination could not be reached again"
+        "{cause}; {}{}",
+        match last.as_deref() {
+            Some(Error::Peer { .. }) => "the destination was reached again, and did not go on".to_string(),
+            _ if *side == crate::proto::SOURCE => {
+                format!("the source did not come back on another connection within {} ms", waited.as_millis())
+            }
+            _ => format!("the destination could not be reached again within {} ms", waited.as_millis()),
         },
-        waited.as_millis(),
         last.as_ref().map_or_else(String::new, |last| format!(" ({last})"))
     )]
     NotResumed {

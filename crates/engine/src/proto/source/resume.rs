@@ -151,15 +151,22 @@ impl Source {
     /// Takes in the destination's refusal of a JOIN. It is final if the destination has no such migration; it may be out of
     /// places for visitors otherwise.
     pub(super) fn join_refused(&mut self, reason: String) {
-        let earlier = self.resumption.loss.as_mut().and_then(|loss| loss.last.take());
         let is_final = reason == NoSuchMigration.to_string();
         let refusal = Error::Peer { side: crate::proto::DESTINATION, reason };
-        match earlier {
-            // What it said before it had no such migration any more tells why.
-            Some(earlier @ Error::Peer { .. }) if is_final => self.fail(earlier),
-            _ if is_final => self.fail(refusal),
-            _ => self.attempt_failed(refusal),
+        if !is_final {
+            return self.attempt_failed(refusal);
         }
+        let error = match self.resumption.loss.take() {
+            Some(Loss { since, cause, last }) => {
+                // What it said before it had no such migration any more tells why.
+                let last = last.filter(|last| matches!(last, Error::Peer { .. })).unwrap_or(refusal);
+                let waited = self.now.saturating_sub(since);
+                let (cause, last) = (Box::new(cause), Some(Box::new(last)));
+                Error::NotResumed { side: crate::proto::DESTINATION, waited, cause, last }
+            }
+            None => refusal,
+        };
+        self.fail(error);
     }
 
     /// Returns the error of a connection that was not replaced in time.
