@@ -121,6 +121,7 @@ impl Redial {
         turn: &Turn<'_>,
     ) -> Result<(), Error> {
         self.line.end();
+        transfer.hang_up();
         self.next = None;
         let (sender, receiver) = transfer.with_interrupt(turn, |interrupt, _| {
             if let WaitError::Interrupted = Until::new(Instant::now() + pause, interrupt).sleep() {
@@ -212,6 +213,7 @@ impl Replace for Readmit {
         match operation {
             Operation::Unlink => {
                 self.line.end();
+                transfer.hang_up();
                 Ok(Done::Nothing)
             }
             Operation::Rejoin { round, number } => {

@@ -242,6 +242,14 @@ impl Transfer {
         work(&mut self.control.sender.lock())
     }
 
+    /// Ends the control connection, which is lost for this side, as far as that needs no wait: a peer that is still reached finds
+    /// the loss at once, and not after its own timeout.
+    pub(super) fn hang_up(&self) {
+        if let Err(error) = self.control.sender.lock().finish(Until::now()) {
+            tracing::debug!(%error, "the lost connection could not be closed in good order");
+        }
+    }
+
     /// Tells the peer that nothing follows: on the lanes as far as that needs no wait, because the control connection tells
     /// it the reason.
     pub(super) fn finish(&self, until: Until<'_>) {

@@ -15,11 +15,12 @@ use whimbrel_engine::channel::{Address, Channel, Connect, ConnectorError, Listen
 use whimbrel_engine::proto::control::Control;
 use whimbrel_engine::proto::join::{Join, Purpose, Secret};
 use whimbrel_engine::proto::message::Message;
+use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer};
 
 use crate::live::{Cpu, REGIONS, assert_same_memory};
 use crate::support::certificates::trusting;
 use crate::support::engine::{Error, Outcome, SendError};
-use crate::support::peer::{ID, Peer};
+use crate::support::peer::{ID, Peer, table};
 use crate::support::wire::{boundaries, frames, kind};
 use crate::support::{Cut, Ended, Recording, Rig, Shape, Throttle, proxy_to};
 
@@ -244,6 +245,35 @@ fn a_link_that_falls_silent_in_precopy_is_replaced() {
     let (mut ended, links) = Net::new(&[Cut::SilentFromSource(3000)]).migrate(rig);
     assert_outlived(&mut ended, &links, "a silent link");
     assert_eq!(links.len(), 2);
+}
+
+#[test]
+fn a_source_that_was_silent_for_too_long_learns_that_and_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("door");
+    let mut listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let mut rig = Rig::new(&Shape { size: 4, ..Shape::default() }).with_memory(&[(0, 0x2000)]);
+    rig.there_options =
+        rig.there_options.reconnect(Duration::from_secs(2)).timeout(Duration::from_millis(300));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut silent = Peer::from(UnixStream::connect(&path).unwrap());
+            let features = Feature::ALL.into_iter().collect();
+            let offer = Offer::new(ID, &features, &features).with_reconnect(WITHIN);
+            silent.say(&Message::Control(Control::Hello(offer)));
+            let accept = silent.hear_until(kind::ACCEPT).unwrap();
+            let accept: Accept = serde_json::from_slice(&accept).unwrap();
+            silent.say(&Message::Control(Control::Table(table(0x2000))));
+            silent.hear_until(kind::FITS).unwrap();
+            assert_eq!(silent.hear(), None, "the destination gives the connection up, and not the migration");
+            let mut again = Peer::from(UnixStream::connect(&path).unwrap());
+            let join = Join::new(ID, accept.secret.unwrap(), Purpose::Resumption(1));
+            again.say(&Message::Control(Control::Join(join)));
+            assert_eq!(again.hear().map(|(kind, _)| kind), Some(kind::RESUMED));
+            again.finish();
+        });
+        rig.listen(&mut listener).unwrap_err();
+    });
 }
 
 #[test]

@@ -46,5 +46,6 @@ pub(crate) mod kind {
     pub(crate) const RUNNING: u16 = 18;
     pub(crate) const FAILED: u16 = 19;
     pub(crate) const ABORT: u16 = 20;
+    pub(crate) const RESUMED: u16 = 23;
     pub(crate) const STOPPING: u16 = 25;
 }
