@@ -374,6 +374,10 @@ fn the_shorter_time_of_both_sides_counts_and_none_of_one_side_means_none() {
         rig.there_options = rig.there_options.reconnect(Duration::from_millis(there));
         let (mut ended, links) = Net::new(&[Cut::FromSource(3000)]).migrate(rig);
         ended.refused("one side does not");
+        let warnings = &ended.sent.as_ref().unwrap_err().warnings;
+        let is_warned =
+            warnings.iter().any(|warning| warning.contains("a lost connection will end the migration"));
+        assert_eq!(is_warned, here > 0, "it was asked for in vain: {warnings:?}");
         assert_eq!(links.len(), 1);
         assert!(!links[0].0.contains(&kind::STOPPING));
     }

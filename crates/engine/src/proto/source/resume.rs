@@ -55,6 +55,13 @@ impl Source {
         let most = self.plan.options.reconnect;
         let terms = accept.resumable().map(|terms| Resumable { within: terms.within.min(most), ..terms });
         self.resumption.terms = terms.filter(|terms| !terms.within.is_zero());
+        if self.resumption.terms.is_none() && self.plan.offer.reconnect_ms.is_some() {
+            let why = match accept.channels {
+                Some(2..) => "of several connections none is replaced",
+                _ => "the destination does not wait for another one",
+            };
+            self.warn(format!("a lost connection will end the migration: {why}"));
+        }
     }
 
     /// Returns the bytes of state to keep until the destination has confirmed them; `None` if none are kept, because a lost
