@@ -62,6 +62,11 @@ impl Sender {
         self.bytes
     }
 
+    /// Returns the number of bytes that the channel has taken.
+    pub(crate) fn written(&self) -> u64 {
+        self.bytes - self.unsent() as u64
+    }
+
     /// Returns the number of bytes that the channel has not taken yet.
     pub fn unsent(&self) -> usize {
         self.queue.len() - self.sent

@@ -277,8 +277,13 @@ impl Source {
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
         close(&transfer, &line, Ending::of(failure));
         let lanes = transfer.lane_reports();
+        // What was sent in vain, and what was sent again, is no part of the rounds.
+        let on_all_links = lanes.iter().map(|lane| lane.wire_bytes).sum();
         let result = match result {
             Some(Ok(mut report)) => {
+                if report.reconnections > 0 {
+                    report.wire_bytes = on_all_links;
+                }
                 report.lanes = lanes;
                 for (device, hand) in report.devices.iter_mut().zip(&devices) {
                     device.dirty_log = hand.as_ref().map(DeviceHand::choice);
@@ -287,6 +292,9 @@ impl Source {
                 Ok(report)
             }
             Some(Err(mut error)) => {
+                if error.report.reconnections > 0 {
+                    error.report.wire_bytes = on_all_links;
+                }
                 error.report.lanes = lanes;
                 Err(error)
             }

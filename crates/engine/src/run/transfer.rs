@@ -21,6 +21,8 @@ use crate::report::LaneReport;
 #[derive(Debug)]
 pub(super) struct Transfer {
     control: Lane,
+    /// The bytes that went to control connections which were replaced.
+    replaced: AtomicU64,
     /// The lanes from 1 on, once they have been opened.
     further: OnceLock<Vec<Lane>>,
     interrupt: Interrupt,
@@ -61,6 +63,7 @@ impl Transfer {
     ) -> Transfer {
         Transfer {
             control: Lane::new(sender),
+            replaced: AtomicU64::new(0),
             further: OnceLock::new(),
             interrupt,
             epoch: AtomicU64::new(0),
@@ -94,12 +97,14 @@ impl Transfer {
         further.unwrap_or(&self.control)
     }
 
-    /// Returns what each lane has sent.
+    /// Returns what each lane has sent. That of a control connection which was replaced is its successor's.
     pub(super) fn lane_reports(&self) -> Vec<LaneReport> {
-        let all = std::iter::once(&self.control).chain(self.further());
-        all.map(|lane| {
+        let replaced = self.replaced.load(Ordering::Relaxed);
+        let all =
+            std::iter::once((&self.control, replaced)).chain(self.further().iter().map(|lane| (lane, 0)));
+        all.map(|(lane, before)| {
             let sending = Duration::from_nanos(lane.sending.load(Ordering::Relaxed));
-            LaneReport::new(lane.sender.lock().bytes(), sending)
+            LaneReport::new(before + lane.sender.lock().written(), sending)
         })
         .collect()
     }
@@ -125,6 +130,7 @@ impl Transfer {
         if !self.allows(turn.epoch) {
             return Err(Error::Interrupted);
         }
+        self.replaced.fetch_add(ours.written(), Ordering::Relaxed);
         *ours = sender;
         Ok(())
     }

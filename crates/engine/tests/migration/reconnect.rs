@@ -190,6 +190,9 @@ fn a_source_with_more_state_than_it_keeps_waits_until_that_has_arrived() {
     let (report, received, mut rig) = (ended.sent.unwrap(), ended.received.unwrap(), ended.rig);
     assert_eq!((report.reconnections, received.reconnections), (2, 2));
     assert!(report.device_bytes > 40 << 20);
+    // What was lost crossed the links, too.
+    assert!(report.wire_bytes > report.device_bytes, "{report:?}");
+    assert_eq!(report.lanes[0].wire_bytes, report.wire_bytes);
     assert_eq!(report.device_bytes, received.device_bytes);
     rig.assert_destination_has_it("after the migration");
 }
