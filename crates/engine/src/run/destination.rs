@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -312,6 +312,7 @@ impl Destination {
             }
         };
         let arrived = Arc::new(AtomicU64::new(0));
+        let held_up = Arc::new(AtomicU32::new(0));
         let confirms = Arc::new(AtomicBool::new(false));
         let identity = receiver.peer_identity();
         let shared = Shared {
@@ -324,6 +325,7 @@ impl Destination {
             stop: read.clone(),
             confirms: confirms.clone(),
             arrived: arrived.clone(),
+            held_up: held_up.clone(),
             began: hands.began,
             peer: SOURCE,
             timeout,
@@ -331,7 +333,8 @@ impl Destination {
         *frames.shared.lock() = Some(shared.clone());
         let spawned = frames.receive(receiver);
         let door = self.joins.map(|joins| Door::new(joins, identity, shared, back));
-        let mut receiving = Receiving { machine, inflow: inflow.clone(), arrived, confirms, timeout, door };
+        let mut receiving =
+            Receiving { machine, inflow: inflow.clone(), arrived, held_up, confirms, timeout, door };
         if let Err(error) = spawned {
             receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
@@ -416,6 +419,8 @@ struct Receiving {
     machine: machine::Destination,
     inflow: Arc<Inflow>,
     arrived: Arc<AtomicU64>,
+    /// The number of connections that wait for the devices here.
+    held_up: Arc<AtomicU32>,
     /// Set if the source waits for its state to be confirmed.
     confirms: Arc<AtomicBool>,
     timeout: Duration,
@@ -453,8 +458,11 @@ impl Machine for Receiving {
     }
 
     fn progress(&mut self, now: Now) -> Progress {
-        let last = Duration::from_micros(self.arrived.load(Ordering::Relaxed));
-        if let Some(since) = self.machine.listens_since()
+        // A device here that takes its time has a timeout of its own.
+        let is_held_up = self.held_up.load(Ordering::SeqCst) > 0;
+        let last = Duration::from_micros(self.arrived.load(Ordering::SeqCst));
+        if !is_held_up
+            && let Some(since) = self.machine.listens_since()
             && now.saturating_sub(since.max(last)) >= self.timeout
         {
             self.machine.input(Event::Lost(Error::Silent { side: SOURCE, waited: self.timeout }), now);

@@ -1,14 +1,14 @@
 //! The threads that receive: answers at the source, and everything else at the destination.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffer, Buffers};
 use super::hands::tell;
 use super::inflow::Inflow;
 use super::transfer::Transfer;
@@ -84,12 +84,30 @@ pub(super) struct Shared {
     pub(super) confirms: Arc<AtomicBool>,
     /// The time of the last arrival, in microseconds since `began`.
     pub(super) arrived: Arc<AtomicU64>,
+    /// The number of connections that nothing is read from at present, because the devices have not taken what has arrived.
+    pub(super) held_up: Arc<AtomicU32>,
     pub(super) began: Instant,
     pub(super) peer: &'static str,
     pub(super) timeout: Duration,
 }
 
 impl Shared {
+    /// Notes that a frame has arrived.
+    fn note_arrival(&self) {
+        let elapsed = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.arrived.store(elapsed, Ordering::SeqCst);
+    }
+
+    /// Takes a part of the receiver's last message for a device, once there is a buffer for it.
+    fn take_payload(&self, receiver: &mut Receiver, part: Range<usize>) -> Result<Buffer, Error> {
+        self.held_up.fetch_add(1, Ordering::SeqCst);
+        let taken = self.buffers.take_payload(receiver, part);
+        // In this order: the source was not silent meanwhile.
+        self.note_arrival();
+        self.held_up.fetch_sub(1, Ordering::SeqCst);
+        taken.ok_or(Error::Interrupted)
+    }
+
     /// Lets the source forget state that has arrived, if there is enough of it.
     fn confirm(&self) {
         if self.confirms.load(Ordering::Relaxed) {
@@ -132,8 +150,7 @@ impl Inbound {
                     return;
                 }
             }
-            let elapsed = u64::try_from(self.shared.began.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.shared.arrived.store(elapsed, Ordering::Relaxed);
+            self.shared.note_arrival();
         }
     }
 
@@ -187,8 +204,7 @@ impl Inbound {
                     .with(|intake| intake.state(lane, device, length, ends))
                     .map_err(misplaced)?;
                 let part = DEVICE_HEAD..DEVICE_HEAD + length;
-                let taken = shared.buffers.take_payload(&mut self.receiver, part);
-                let data = taken.ok_or(Error::Interrupted)?;
+                let data = shared.take_payload(&mut self.receiver, part)?;
                 // A device whose thread has ended is later found to be overdue.
                 let _ = shared.devices[device as usize].send(Item::State { data, ends });
                 shared.confirm();
@@ -197,8 +213,8 @@ impl Inbound {
             Received::Message(Message::Setup { device, data }) => {
                 let part = DEVICE_HEAD..DEVICE_HEAD + data.len();
                 shared.inflow.with(|intake| intake.setup(lane, device)).map_err(misplaced)?;
-                let taken = shared.buffers.take_payload(&mut self.receiver, part);
-                let _ = shared.devices[device as usize].send(Item::Setup(taken.ok_or(Error::Interrupted)?));
+                let data = shared.take_payload(&mut self.receiver, part)?;
+                let _ = shared.devices[device as usize].send(Item::Setup(data));
                 Ok(true)
             }
             Received::Message(Message::Blob { name, version, last, data }) => {

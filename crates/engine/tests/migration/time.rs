@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 use whimbrel_user::{MigrationFlags, State};
 
 use crate::support::engine::{Error, Outcome, SourceOptions};
-use crate::support::{Cut, Rig, Shape, Throttle, proxy_through};
+use crate::support::{At, Cut, Rig, Shape, Throttle, proxy_through};
 
 /// For a busy machine.
 const SLACK: Duration = Duration::from_secs(4);
@@ -50,6 +50,17 @@ fn a_link_that_falls_to_a_trickle_after_the_stop_gives_the_device_back_within_th
 }
 
 #[test]
+fn a_source_that_waits_for_a_slow_device_of_the_destination_is_not_called_silent() {
+    let mut rig = Rig::new(&Shape { initial: 8 << 20, ..Shape::default() });
+    // Which is full after one frame, while the device takes the one before it.
+    rig.there_options = rig.there_options.timeout(Duration::from_secs(1)).receive_memory(4 << 20);
+    rig.there.control().when(At::Write, 0, || std::thread::sleep(Duration::from_secs(3)));
+    let ended = rig.migrate();
+    assert!(ended.received.is_ok(), "{:?}", ended.received);
+    assert!(ended.sent.is_ok(), "{:?}", ended.sent);
+}
+
+#[test]
 fn a_destination_that_stops_after_the_handover_leaves_the_outcome_open_in_time() {
     let timeout = Duration::from_secs(1);
     let rig = Rig::new(&Shape::default()).with_timeouts(timeout, Duration::from_secs(20));
@@ -58,7 +69,7 @@ fn a_destination_that_stops_after_the_handover_leaves_the_outcome_open_in_time()
     let stops = throttle.clone();
     let stopped = Arc::new(Mutex::new(None));
     let its = stopped.clone();
-    rig.there.control().when(crate::support::At::Arc(State::Stop, State::RunningP2p), 0, move || {
+    rig.there.control().when(At::Arc(State::Stop, State::RunningP2p), 0, move || {
         // The source waits for RUNNING from here on, and it will not come.
         stops.set(0);
         *its.lock() = Some(Instant::now());
