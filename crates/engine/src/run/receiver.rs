@@ -24,6 +24,9 @@ use crate::proto::message::{DEVICE_STATE_HEAD as DEVICE_HEAD, Message};
 use crate::proto::operation::Event;
 use crate::set::{Arrival, Population, Ram, RamError};
 
+/// The time for the source's reason to arrive on the control connection, after another one has ended.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
 /// Receives the destination's answers until it is stopped or the connection ends.
 pub(super) fn receive_answers(
     receiver: &mut Receiver,
@@ -146,6 +149,10 @@ impl Inbound {
                 // One that is stopped is over for this side.
                 Ok(false) | Err(Error::Interrupted) => return,
                 Err(error) => {
+                    if self.lane > 0 && error.is_of_the_link() {
+                        // The source may have said on the control connection why it has ended this one.
+                        Until::new(Instant::now() + LAST_WORD, &self.stop).sleep();
+                    }
                     tell(&self.shared.events, Event::Lost(error));
                     return;
                 }
