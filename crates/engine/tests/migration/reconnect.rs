@@ -1,6 +1,6 @@
 //! Links that are lost in pre-copy and come back: nothing is lost with them, and nobody else gets in.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,11 +11,12 @@ use parking_lot::Mutex;
 use whimbrel_device::Worker;
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_engine::Phase;
-use whimbrel_engine::channel::{Address, Channel, Connect, ConnectorError, Listener, Tls, Until};
-use whimbrel_engine::proto::control::Control;
-use whimbrel_engine::proto::join::{Join, Purpose, Secret};
+use whimbrel_engine::channel::{Address, Channel, Connect, ConnectorError, Listener, Stream, Tls, Until};
+use whimbrel_engine::proto::control::{Control, Fits};
+use whimbrel_engine::proto::join::{Join, Purpose, Resumed, Secret};
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer};
+use whimbrel_user::MigrationFlags;
 
 use crate::live::{Cpu, REGIONS, assert_same_memory};
 use crate::support::certificates::trusting;
@@ -445,5 +446,62 @@ fn a_cancel_while_the_link_is_lost_ends_the_migration_at_once() {
         let (sent, received) = ended.refused("cancelled");
         let cancelled = if is_here { &sent } else { &received };
         assert!(cancelled.starts_with("cancelled: an operator"), "{sent}; {received}");
+    }
+}
+
+/// Links whose other ends are held by the test.
+struct Pairs(VecDeque<UnixStream>);
+
+impl Connect for Pairs {
+    fn connect(&mut self, _: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
+        let stream = self.0.pop_front().ok_or("there is no other link")?;
+        Ok(Arc::new(Stream::from(stream)))
+    }
+}
+
+#[test]
+fn a_destination_that_claims_to_have_what_was_not_sent_ends_the_migration() {
+    let claims: [(&str, u32, &[u64]); 5] = [
+        ("a round that is not over", 1, &[0]),
+        ("a later round", 2, &[0]),
+        ("other devices", 0, &[0, 0]),
+        ("no device", 0, &[]),
+        ("more state than was sent", 0, &[1 << 40]),
+    ];
+    for (what, round, devices) in claims {
+        let (links, peers): (VecDeque<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().unwrap()).unzip();
+        let [mut first, mut second] = <[_; 2]>::try_from(peers).unwrap().map(Peer::from);
+        // More than the links hold, so that the round is not over when the first one is lost.
+        let flags = MigrationFlags::STOP_COPY | MigrationFlags::P2P;
+        let rig = Rig::new(&Shape { flags, ..Shape::default() }).with_memory(&[(0, 8 << 20)]);
+        let noise: Vec<u8> = (0..8 << 20).map(|index: usize| (index % 251) as u8 + 1).collect();
+        let memory = &rig.memory.as_ref().unwrap().0;
+        vm_memory::Bytes::write_slice(memory, &noise, vm_memory::GuestAddress(0)).unwrap();
+        let mut rig = resuming(rig, WITHIN);
+        let fits = Message::Control(Control::Fits(Fits::default()));
+        let sent = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                first.hear_until(kind::HELLO).unwrap();
+                let features = BTreeSet::from([Feature::Resume]);
+                let accept = Accept {
+                    secret: Some(Secret::new([7; 32])),
+                    reconnect_ms: Some(20_000),
+                    ..Accept::new(&features)
+                };
+                first.say(&Message::Control(Control::Accept(accept)));
+                first.hear_until(kind::TABLE).unwrap();
+                first.say(&fits);
+                first.hear_until(kind::MEMORY).unwrap();
+                drop(first);
+                second.hear().expect("JOIN");
+                let resumed = Resumed { round, devices: devices.to_vec() };
+                second.say(&Message::Control(Control::Resumed(resumed)));
+                assert_eq!(second.hear_until(kind::ROUND), None, "{what}: it goes on");
+            });
+            rig.send_over(Pairs(links))
+        });
+        let error = sent.expect_err(what);
+        assert!(matches!(error.cause, Error::Protocol(_)), "{what}: {error}");
+        assert!(matches!(error.outcome, Outcome::RunsOn), "{what}: {error}");
     }
 }

@@ -203,7 +203,8 @@ impl Source {
     pub(super) fn resumed(&mut self, resumed: Resumed) -> Result<(), Error> {
         let (round, confirmed) = (self.round.number, self.resumption.confirmed.round);
         let has_state = |(device, bytes): (&super::Device, &u64)| device.has_precopy || *bytes == 0;
-        let is_possible = (resumed.round == round || resumed.round == confirmed)
+        let has_round = resumed.round == round && self.round.is_over;
+        let is_possible = (has_round || resumed.round == confirmed)
             && resumed.devices.len() == self.devices.len()
             && self.devices.iter().zip(&resumed.devices).all(has_state);
         if !is_possible {

@@ -28,6 +28,8 @@ pub(super) struct Round {
     is_padded: bool,
     /// Set if ROUND reports that all initial data has been sent.
     says_initial: bool,
+    /// Set once ROUND may have been sent.
+    pub(super) is_over: bool,
 }
 
 impl Round {
@@ -120,6 +122,7 @@ impl Source {
 
     pub(super) fn end_round(&mut self) {
         self.round.says_initial = self.all_initial_sent();
+        self.round.is_over = true;
         self.mark_lanes();
         self.say(Control::Round { number: self.round.number, initial: self.round.says_initial });
     }

@@ -444,6 +444,14 @@ impl Rig {
         sent.result
     }
 
+    /// Sends alone, to whoever is at the other end of the first link, and of those that replace it.
+    pub(crate) fn send_over(&mut self, mut connector: impl Connect + 'static) -> Result<Report, SendError> {
+        let first = connector.connect(Until::timeout(PATIENCE)).unwrap();
+        let sent = self.source().connector(connector).send(First(first));
+        self.here.put_back(sent.devices);
+        sent.result
+    }
+
     /// Receives alone, from whoever is at the other end.
     pub(crate) fn receive_from(&mut self, link: Stream) -> Result<Received, Error> {
         let (link, written) = Recorder::new(link);
