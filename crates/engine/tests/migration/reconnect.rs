@@ -361,6 +361,20 @@ fn a_link_that_does_not_come_back_in_time_leaves_the_devices_at_the_source_and_b
 }
 
 #[test]
+fn a_total_timeout_while_the_link_is_lost_tells_of_the_loss() {
+    let mut net = Net::new(&[Cut::FromSource(3000)]);
+    net.links.between = Box::new(|| Err("no route".into()));
+    let mut rig = small(&Shape { initial: 3000, ..Shape::default() });
+    rig.options = rig.options.total_timeout(Duration::from_secs(3));
+    rig.there_options = rig.there_options.reconnect(Duration::from_secs(8));
+    let (mut ended, _) = net.migrate(rig);
+    let (sent, _) = ended.refused("out of time");
+    assert!(sent.contains("not done within 3 s"), "{sent}");
+    let warnings = &ended.sent.as_ref().unwrap_err().warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("was lost meanwhile: ")), "{warnings:?}");
+}
+
+#[test]
 fn the_shorter_time_of_both_sides_counts_and_none_of_one_side_means_none() {
     for (here, there, told) in [(20_000, 500, "within 500 ms"), (500, 20_000, "within 500 ms")] {
         let mut net = Net::new(&[Cut::FromSource(3000)]);

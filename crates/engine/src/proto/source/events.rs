@@ -153,6 +153,7 @@ impl Source {
                 self.fail(Error::Budget { budget: self.stop_budget });
             }
             _ if self.end_of_precopy().is_some_and(|end| self.now >= end) => {
+                self.warn_of_lost_link();
                 self.fail(self.out_of_time());
             }
             _ if self.resumption_ends().is_some_and(|end| self.now >= end) => {

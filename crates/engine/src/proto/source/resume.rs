@@ -265,6 +265,14 @@ impl Source {
         }
     }
 
+    /// Warns of a connection that has not been replaced yet.
+    pub(super) fn warn_of_lost_link(&mut self) {
+        if let Some(Loss { cause, .. }) = &self.resumption.loss {
+            let warning = format!("the connection to the destination was lost meanwhile: {cause}");
+            self.warn(warning);
+        }
+    }
+
     /// Warns of the connections that were lost and replaced.
     pub(super) fn warn_of_reconnections(&mut self) {
         let count = self.report.reconnections;
