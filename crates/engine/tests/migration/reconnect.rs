@@ -493,7 +493,7 @@ fn a_destination_that_claims_to_have_what_was_not_sent_ends_the_migration() {
         vm_memory::Bytes::write_slice(memory, &noise, vm_memory::GuestAddress(0)).unwrap();
         let mut rig = resuming(rig, WITHIN);
         let fits = Message::Control(Control::Fits(Fits::default()));
-        let sent = std::thread::scope(|scope| {
+        let error = std::thread::scope(|scope| {
             scope.spawn(move || {
                 first.hear_until(kind::HELLO).unwrap();
                 let features = BTreeSet::from([Feature::Resume]);
@@ -512,9 +512,8 @@ fn a_destination_that_claims_to_have_what_was_not_sent_ends_the_migration() {
                 second.say(&Message::Control(Control::Resumed(resumed)));
                 assert_eq!(second.hear_until(kind::ROUND), None, "{what}: it goes on");
             });
-            rig.send_over(Pairs(links))
+            rig.send_over(Pairs(links)).expect_err(what)
         });
-        let error = sent.expect_err(what);
         assert!(matches!(error.cause, Error::Protocol(_)), "{what}: {error}");
         assert!(matches!(error.outcome, Outcome::RunsOn), "{what}: {error}");
     }

@@ -445,6 +445,7 @@ impl Rig {
     }
 
     /// Sends alone, to whoever is at the other end of the first link, and of those that replace it.
+    #[expect(clippy::result_large_err, reason = "it is the engine's")]
     pub(crate) fn send_over(&mut self, mut connector: impl Connect + 'static) -> Result<Report, SendError> {
         let first = connector.connect(Until::timeout(PATIENCE)).unwrap();
         let sent = self.source().connector(connector).send(First(first));
