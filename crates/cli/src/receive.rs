@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=16))]
     channels: u32,
     /// Hold at most this much received device state that no device has taken yet, in bytes or with a unit such as 64MiB. Each
-    /// connection needs 3 MiB of it: with less, fewer are allowed
+    /// connection needs little more than 3 MiB of it: with less, fewer are allowed
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_receive_memory)]
     receive_memory: u64,
     /// Keep the devices open afterwards, until stdin ends or SIGINT or SIGTERM arrives. Otherwise they are closed, and

@@ -24,7 +24,7 @@ pub struct DestinationOptions {
     /// none is replaced.
     pub reconnect: Duration,
     /// The maximum of memory for data that has arrived and that no device has taken yet, in bytes, whatever the source does.
-    /// Each connection needs 3 MiB of it: with less than that for all, fewer connections are allowed. It does not include
+    /// Each connection needs little more than 3 MiB of it: with less than that for all, fewer connections are allowed. It does not include
     /// the state of the source's owner, of which there may be 64 MiB, and the memory that is migrated, which is received in
     /// its place.
     pub receive_memory: u64,
