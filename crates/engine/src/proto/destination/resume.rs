@@ -4,6 +4,7 @@
 
 use super::{Destination, Phase};
 use crate::error::Error;
+use crate::progress;
 use crate::proto::control::Control;
 use crate::proto::negotiate::{Accept, Resumable};
 use crate::proto::operation::{Now, Operation, Place};
@@ -48,10 +49,7 @@ impl Destination {
 
     fn can_resume(&self) -> bool {
         self.is_resumable()
-            && matches!(
-                self.phase,
-                Phase::Load | Phase::RoundEnd | Phase::Broken | Phase::Await | Phase::Rejoin
-            )
+            && matches!(self.shown_phase(), progress::Phase::Round(_) | progress::Phase::Reconnecting)
     }
 
     /// Takes in an error of the connection. Returns it, unless the connection is replaced.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{Phase, Source};
 use crate::error::Error;
+use crate::progress;
 use crate::proto::backlog;
 use crate::proto::join::{Join, NoSuchMigration, Purpose, Resumed};
 use crate::proto::negotiate::{Accept, Resumable};
@@ -72,23 +73,10 @@ impl Source {
 
     /// Returns whether a connection that is lost now would be replaced.
     pub(super) fn can_resume(&self) -> bool {
-        self.resumption.terms.is_some()
-            && matches!(
-                self.phase,
-                Phase::Precopy
-                    | Phase::RoundQuery
-                    | Phase::RoundSend
-                    | Phase::RoundEnd
-                    | Phase::Ping
-                    | Phase::RoundLeft
-                    | Phase::RoundMemoryLeft
-                    | Phase::Slow
-                    | Phase::Record
-                    | Phase::Broken
-                    | Phase::Reconnect
-                    | Phase::Join
-                    | Phase::Resend
-            )
+        // From FITS on: the logs and the devices start before the first round.
+        let is_in_precopy = self.phase == Phase::Precopy
+            || matches!(self.shown_phase(), progress::Phase::Round(_) | progress::Phase::Reconnecting);
+        self.resumption.terms.is_some() && is_in_precopy
     }
 
     /// Takes in that the connection is broken: it is replaced, or the migration has failed.
@@ -192,11 +180,15 @@ impl Source {
 
     /// Takes in the end of a round that the destination has confirmed.
     pub(super) fn round_confirmed(&mut self) {
-        let (memory, zero) = (self.report.memory_bytes, self.report.zero_bytes);
-        self.resumption.confirmed = Confirmed { round: self.round.number, memory, zero };
+        self.keep_confirmed();
         if self.resumption.terms.is_some() {
             self.pending.start(Place::Stream, Operation::RoundArrived);
         }
+    }
+
+    fn keep_confirmed(&mut self) {
+        let (memory, zero) = (self.report.memory_bytes, self.report.zero_bytes);
+        self.resumption.confirmed = Confirmed { round: self.round.number, memory, zero };
     }
 
     /// Takes in what the destination has.
@@ -257,8 +249,7 @@ impl Source {
     /// Goes on with the round that was interrupted, or with the next one.
     pub(super) fn go_on_with_round(&mut self) {
         if self.has_round() {
-            let (memory, zero) = (self.report.memory_bytes, self.report.zero_bytes);
-            self.resumption.confirmed = Confirmed { round: self.round.number, memory, zero };
+            self.keep_confirmed();
             self.next_round();
         } else {
             self.begin_round(self.round.number);
