@@ -1,20 +1,29 @@
 //! Peers that come while a migration is in progress: those that join it are handed over, and all others are refused.
 
-use super::{Failure, GREETING_TIMEOUT, MIGRATING, Unknown, Visitors, busy, failure_of};
+use super::{Failure, GREETING_TIMEOUT, Unknown, Visitors, busy, failure_of};
 use crate::channel::{ChannelError, Joins, Until};
 use crate::proto::control::Control;
 use crate::proto::frame::Kind;
 use crate::proto::join::{Join, NoSuchMigration};
 
+/// The first frame of a peer.
+enum First {
+    /// It has not arrived yet.
+    Pending,
+    Join(Join),
+    /// That of another sender, or of none.
+    Other,
+}
+
 impl Unknown {
-    /// Takes in what has arrived. Returns the first frame once it is complete, and `None` before.
-    fn first_frame(&mut self) -> Result<Option<Join>, Failure> {
+    /// Takes in what has arrived.
+    fn first_frame(&mut self) -> Result<First, Failure> {
         match self.receiver.greeting(Kind::Join, Until::now()) {
-            Ok(Control::Join(join)) => Ok(Some(join)),
-            Err(ChannelError::TimedOut) if self.since.elapsed() < GREETING_TIMEOUT => Ok(None),
+            Ok(Control::Join(join)) => Ok(First::Join(join)),
+            Err(ChannelError::TimedOut) if self.since.elapsed() < GREETING_TIMEOUT => Ok(First::Pending),
             Err(error @ ChannelError::Closed) => Err(Failure::Left(error.to_string())),
             Err(ChannelError::Failed(error)) => Err(failure_of(&error)),
-            Ok(_) | Err(_) => Err(Failure::Refused(busy(MIGRATING))),
+            Ok(_) | Err(_) => Ok(First::Other),
         }
     }
 }
@@ -25,20 +34,19 @@ impl Visitors {
         let mut at = 0;
         while let Some(peer) = self.unknown.get_mut(at) {
             match peer.first_frame() {
-                Ok(None) => at += 1,
-                Ok(Some(join)) => {
+                Ok(First::Pending) => at += 1,
+                Ok(First::Join(join)) => {
                     let peer = self.unknown.remove(at);
                     self.hand_over(peer, &join, joins);
                 }
+                Ok(First::Other) => {
+                    let peer = self.unknown.remove(at);
+                    self.warn_of_another(&peer);
+                    self.refuse(peer, &busy());
+                }
                 Err(failure) => {
                     let peer = self.unknown.remove(at);
-                    match failure {
-                        Failure::Refused(reason) if reason == busy(MIGRATING) => {
-                            self.warn_of_another(&peer);
-                            self.refuse(peer, &reason);
-                        }
-                        failure => self.dismiss(peer, failure),
-                    }
+                    self.dismiss(peer, failure);
                 }
             }
         }

@@ -238,13 +238,13 @@ impl Visitors {
     /// Refuses all present peers, because another one is the sender.
     pub(super) fn refuse_all(&mut self) {
         for Check { stream, sender, .. } in self.checks.take() {
-            self.tell(stream, sender, &busy(MIGRATING));
+            self.tell(stream, sender, &busy());
         }
         for peer in std::mem::take(&mut self.unknown) {
             if peer.receiver.has_message() {
                 self.warn_of_another(&peer);
             }
-            self.refuse(peer, &busy(MIGRATING));
+            self.refuse(peer, &busy());
         }
     }
 
@@ -415,7 +415,7 @@ impl Visitors {
             };
             if policy.refuses_all() {
                 self.warn_of_another(&peer);
-                self.refuse(peer, &busy(MIGRATING));
+                self.refuse(peer, &busy());
                 continue;
             }
             self.unknown.push(peer);
@@ -425,9 +425,7 @@ impl Visitors {
     }
 }
 
-/// The reason sent to every other sender while there is one.
-const MIGRATING: &str = "a migration from another sender is in progress";
-
-fn busy(reason: &str) -> String {
-    format!("{BUSY}{reason}")
+/// Returns the reason sent to every other sender while there is one.
+fn busy() -> String {
+    format!("{BUSY}a migration from another sender is in progress")
 }
