@@ -3,9 +3,10 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use super::joining;
 use super::transfer::Transfer;
 use super::worker::Turn;
-use crate::channel::{Connect, Received, Receiver, Sender, Until};
+use crate::channel::{Connect, Received, Sender, Until};
 use crate::error::Error;
 use crate::proto::DESTINATION;
 use crate::proto::control::Control;
@@ -48,14 +49,9 @@ fn open(
     timeout: Duration,
     until: Until<'_>,
 ) -> Result<Sender, Error> {
-    let channel = connector.connect(until).map_err(|error| match until.check() {
-        Err(crate::channel::WaitError::Interrupted) => Error::Interrupted,
-        _ => Error::Connect(error),
-    })?;
-    let lost = |error| Error::of_channel(DESTINATION, timeout, error);
-    let (mut sender, mut receiver) = (Sender::new(channel.clone()), Receiver::new(channel));
-    sender.send_now(&Control::Join(join).into(), until).map_err(lost)?;
-    match receiver.next(until).map_err(lost)? {
+    let (sender, mut receiver) = joining::join(connector, join, timeout, until)?;
+    let answer = receiver.next(until);
+    match answer.map_err(|error| Error::of_channel(DESTINATION, timeout, error))? {
         Received::Message(Message::Control(Control::Joined)) => Ok(sender),
         Received::Message(Message::Control(Control::Failed(reason))) => {
             Err(Error::Peer { side: DESTINATION, reason: reason.reason })

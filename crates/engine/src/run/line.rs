@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::hands::spawn;
 use super::inflow::Inflow;
+use super::joining;
 use super::transfer::Transfer;
 use super::worker::Turn;
 use crate::channel::{Connect, Interrupt, Receiver, Sender, Until, WaitError};
@@ -128,11 +129,7 @@ impl Redial {
                 return Err(Error::Interrupted);
             }
             let until = Until::new(Instant::now() + timeout, interrupt);
-            let channel = connector.connect(until).map_err(Error::Connect)?;
-            let mut sender = Sender::new(channel.clone());
-            let sent = sender.send_now(&Control::Join(join).into(), until);
-            sent.map_err(|error| Error::of_channel(crate::proto::DESTINATION, timeout, error))?;
-            Ok((sender, Receiver::new(channel)))
+            joining::join(connector, join, timeout, until)
         })?;
         transfer.replace(sender, turn)?;
         self.next = Some(receiver);

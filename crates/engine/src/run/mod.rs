@@ -16,6 +16,7 @@ mod door;
 mod hands;
 mod inflow;
 mod inquiry;
+mod joining;
 mod journal;
 mod lanes;
 mod line;

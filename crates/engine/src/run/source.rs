@@ -270,36 +270,32 @@ impl Source {
         }
         self.cancel.watch(&events);
         hands.work(&mut sending, &mut *self.observer);
-        let result = sending.machine.result();
+        let mut result = sending.machine.result();
         buffers.close();
         line.stop();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
         close(&transfer, &line, Ending::of(failure));
         let lanes = transfer.lane_reports();
-        // What was sent in vain, and what was sent again, is no part of the rounds.
-        let on_all_links = lanes.iter().map(|lane| lane.wire_bytes).sum();
-        let result = match result {
-            Some(Ok(mut report)) => {
-                if report.reconnections > 0 {
-                    report.wire_bytes = on_all_links;
-                }
-                report.lanes = lanes;
-                for (device, hand) in report.devices.iter_mut().zip(&devices) {
-                    device.dirty_log = hand.as_ref().map(DeviceHand::choice);
-                }
-                report.cpu_log = Some(cpu_choice);
-                Ok(report)
-            }
-            Some(Err(mut error)) => {
-                if error.report.reconnections > 0 {
-                    error.report.wire_bytes = on_all_links;
-                }
-                error.report.lanes = lanes;
-                Err(error)
-            }
-            None => Err(SendError::new(Error::Interrupted, Outcome::Unknown)),
+        let report = match &mut result {
+            Some(Ok(report)) => Some(report),
+            Some(Err(error)) => Some(&mut *error.report),
+            None => None,
         };
+        if let Some(report) = report {
+            if report.reconnections > 0 {
+                // What was sent in vain, and what was sent again, is no part of the rounds.
+                report.wire_bytes = lanes.iter().map(|lane| lane.wire_bytes).sum();
+            }
+            report.lanes = lanes;
+        }
+        if let Some(Ok(report)) = &mut result {
+            for (device, hand) in report.devices.iter_mut().zip(&devices) {
+                device.dirty_log = hand.as_ref().map(DeviceHand::choice);
+            }
+            report.cpu_log = Some(cpu_choice);
+        }
+        let result = result.unwrap_or(Err(SendError::new(Error::Interrupted, Outcome::Unknown)));
         Sent { result, devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect() }
     }
 }
