@@ -90,10 +90,7 @@ impl History {
                     *own.entry(phase).or_default() += transition.ms;
                 }
             }
-            for (phase, ms) in own {
-                let most: &mut f64 = phases.entry(phase).or_default();
-                *most = most.max(ms);
-            }
+            keep_most(&mut phases, own);
         }
         phases
     }
@@ -131,9 +128,8 @@ pub(super) fn costs(histories: &[History], devices: &[(String, bool)]) -> Result
     let mut set: BTreeMap<Phase, f64> = BTreeMap::new();
     for (kind, quiesces) in devices {
         let mut own: BTreeMap<Phase, f64> = BTreeMap::new();
-        for (phase, ms) in histories.iter().flat_map(|history| history.phases_of(kind)) {
-            let most = own.entry(phase).or_default();
-            *most = most.max(ms);
+        for history in histories {
+            keep_most(&mut own, history.phases_of(kind));
         }
         if !own.contains_key(&Phase::StopCopy) || !own.contains_key(&Phase::Stop) {
             return Err(Missing::Kind(kind.clone()));
@@ -141,10 +137,7 @@ pub(super) fn costs(histories: &[History], devices: &[(String, bool)]) -> Result
         if *quiesces && !own.contains_key(&Phase::Quiesce) {
             return Err(Missing::Quiescing(kind.clone()));
         }
-        for (phase, ms) in own {
-            let most = set.entry(phase).or_default();
-            *most = most.max(ms);
-        }
+        keep_most(&mut set, own);
     }
     let most = |of: fn(&History) -> f64| histories.iter().map(of).fold(0.0, f64::max);
     Ok(Costs {
@@ -152,6 +145,14 @@ pub(super) fn costs(histories: &[History], devices: &[(String, bool)]) -> Result
         destination: duration(most(|history| history.loading_ms + history.start_ms)),
         inspection: duration(most(|history| history.inspection_ms)),
     })
+}
+
+/// Keeps the longer time of each phase.
+fn keep_most(most: &mut BTreeMap<Phase, f64>, other: BTreeMap<Phase, f64>) {
+    for (phase, ms) in other {
+        let kept = most.entry(phase).or_default();
+        *kept = kept.max(ms);
+    }
 }
 
 fn duration(ms: f64) -> Duration {
