@@ -76,15 +76,7 @@ fn a_lane_of_a_link_that_is_cut_after_the_stop_leaves_the_devices_running_at_the
     let Some(network) = Network::new() else { return };
     trials("lanes_cut_after_the_stop", 1, 3, |_, rng| {
         let options = [PATIENT, "--timeout=1", "--channels=2"];
-        let (hosts, contents, ended) = disturbed(
-            &network,
-            &MUCH_AFTER_THE_STOP,
-            &options,
-            "Stop",
-            rng,
-            || network.cut(),
-            || network.mend(),
-        );
+        let (hosts, contents, ended) = cut_after_the_stop(&network, &options, rng);
         assert_runs_on(&network, &hosts, &contents, &ended);
     });
 }
@@ -146,6 +138,16 @@ fn disturbed(
     panic!("it is never in time");
 }
 
+/// Cuts the link once the devices have stopped.
+fn cut_after_the_stop(
+    network: &Network,
+    options: &[&str],
+    rng: &mut fastrand::Rng,
+) -> ([Host; 2], Contents, [Run; 2]) {
+    let (cut, mend) = (|| network.cut(), || network.mend());
+    disturbed(network, &MUCH_AFTER_THE_STOP, options, "Stop", rng, cut, mend)
+}
+
 /// That the devices run on at the source, and migrate once the link is as before.
 fn assert_runs_on(network: &Network, hosts: &[Host; 2], contents: &Contents, [sent, taken]: &[Run; 2]) {
     assert_eq!((sent.status, taken.status), (1, 1), "{}", sent.stderr);
@@ -178,15 +180,7 @@ fn a_link_that_is_cut_after_the_stop_leaves_the_devices_running_at_the_source() 
     let Some(network) = Network::new() else { return };
     trials("cut_after_the_stop", 1, 3, |_, rng| {
         let options = [PATIENT, "--timeout=1"];
-        let (hosts, contents, ended) = disturbed(
-            &network,
-            &MUCH_AFTER_THE_STOP,
-            &options,
-            "Stop",
-            rng,
-            || network.cut(),
-            || network.mend(),
-        );
+        let (hosts, contents, ended) = cut_after_the_stop(&network, &options, rng);
         assert!(ended[0].stderr.contains("the destination for 1000 ms"), "{}", ended[0].stderr);
         assert_runs_on(&network, &hosts, &contents, &ended);
     });

@@ -52,8 +52,7 @@ pub struct SourceOptions {
     /// Timeout for a call into a driver.
     pub call_timeout: Duration,
     /// The time for which the source tries to reach the destination again, after the connection was lost in pre-copy. Zero:
-    /// the loss ends the migration. The smaller of both sides' times counts. Of several connections
-    /// none is replaced.
+    /// the loss ends the migration. The smaller of both sides' times counts. Of several connections none is replaced.
     pub reconnect: Duration,
     /// The maximum time from the stop until the handover is sent, if set: see [`SourceOptions::stop_budget`].
     pub budget: Option<Duration>,
