@@ -42,6 +42,18 @@ impl VisitorStream {
         self.tls.as_ref().is_some_and(|tls| tls.has_failed())
     }
 
+    /// Returns whether bytes of TLS wait until the socket takes them.
+    pub(super) fn wants_write(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    /// Sends bytes of TLS that wait, as far as that is possible now. Returns whether none are left that can still be sent.
+    pub(super) fn flush(&self) -> bool {
+        let Some(tls) = &self.tls else { return true };
+        let _ = tls.try_flush();
+        !tls.wants_write()
+    }
+
     /// Reads some bytes that are not wanted any more, and goes on with the handshake.
     pub(super) fn discard(&self, scrap: &mut [u8]) -> io::Result<usize> {
         match &self.tls {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,16 +12,21 @@ use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, SerialNumber, date_time_ymd,
 };
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tempfile::TempDir;
 
 use super::certificates::{Authority, REVOKED, Shown};
 use super::listener::{expect_hello, hello, refusal, stranger, table, while_listening};
 use super::soon;
+use crate::channel::bound::Bound;
+use crate::channel::visitors::{Policy, Visitors};
 use crate::channel::{
-    Address, Channel, ChannelError, Listener, Received, Receiver, Sender, Stream, Tls, TlsError, TlsStream,
-    Until, connect,
+    Address, Channel, ChannelError, Interrupt, Listener, Received, Receiver, Sender, Stream, Tls, TlsError,
+    TlsStream, Until, connect,
 };
 use crate::proto::control::{Control, Reason};
+use crate::proto::greeting::Terms;
 use crate::proto::message::Message;
 
 /// Certificates of both sides by one authority.
@@ -336,11 +341,8 @@ fn certificates_of_no_trusted_authority_are_refused() {
     }
 }
 
-#[test]
-fn a_peer_without_a_certificate_is_refused() {
-    let hosts = Hosts::new();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+/// The settings of a client that shows no certificate.
+fn anonymous(hosts: &Hosts) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     let authority =
         <rustls::pki_types::CertificateDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_file(
@@ -348,15 +350,22 @@ fn a_peer_without_a_certificate_is_refused() {
         );
     roots.add(authority.unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let anonymous = rustls::ClientConfig::builder_with_provider(provider)
+    rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_no_client_auth()
+}
+
+#[test]
+fn a_peer_without_a_certificate_is_refused() {
+    let hosts = Hosts::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     std::thread::scope(|scope| {
         let refused = scope.spawn(|| hosts.destination().accept(listener.accept().unwrap().0.into(), soon()));
         let name = "127.0.0.1".try_into().unwrap();
-        let connection = rustls::ClientConnection::new(Arc::new(anonymous), name).unwrap();
+        let connection = rustls::ClientConnection::new(Arc::new(anonymous(&hosts)), name).unwrap();
         let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(address).unwrap());
         let error = stream.read(&mut [0]).unwrap_err().to_string();
         assert!(error.contains("CertificateRequired"), "{error}");
@@ -386,7 +395,7 @@ fn a_revocation_list_has_to_be_current_and_of_the_issuer() {
 fn a_refused_source_learns_why_from_a_listener_which_warns() {
     let hosts = Hosts::new();
     let stranger = hosts.other_authority.certificate("source");
-    let stop = crate::channel::Interrupt::new().unwrap();
+    let stop = Interrupt::new().unwrap();
     let mut listener = hosts.listener();
     let address = listener.address().clone();
     let log = std::thread::scope(|scope| {
@@ -445,6 +454,53 @@ fn a_source_with_tls_learns_that_the_destination_has_none() {
         let stream = connect(address, soon()).unwrap();
         let error = hosts.source().connect(stream, address, soon()).unwrap_err();
         assert!(matches!(error, TlsError::Foreign(_)), "{error}");
+    });
+}
+
+#[test]
+fn a_handshake_goes_on_once_a_full_connection_takes_more() {
+    let hosts = Hosts::new();
+    let names = (0..3000).map(|number| format!("host-{number}")).chain(["127.0.0.1".into()]);
+    let long = hosts.authority.made("x", |params| {
+        params.subject_alt_names =
+            CertificateParams::new(names.collect::<Vec<_>>()).unwrap().subject_alt_names;
+    });
+    let bound = Bound::new(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let mut visitors = Visitors::default();
+    visitors.use_tls(hosts.authority.tls(&long));
+    // Both buffers together are far smaller than the certificate.
+    set_socket_send_buffer_size(&bound, 4096).unwrap();
+    let client = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    set_socket_recv_buffer_size(&client, 4096).unwrap();
+    let address: SocketAddr = bound.address().to_string().parse().unwrap();
+    rustix::net::connect(&client, &address).unwrap();
+    let mut client = TcpStream::from(client);
+    client.set_nonblocking(true).unwrap();
+    let mut connection =
+        rustls::ClientConnection::new(Arc::new(anonymous(&hosts)), "127.0.0.1".try_into().unwrap()).unwrap();
+    connection.write_tls(&mut client).unwrap();
+    let terms = Terms::default();
+    let mut step = |until| visitors.step(&bound, Policy::Choose(&terms), until).map(|_| ());
+    // The listener sends what fits.
+    while client.peek(&mut [0]).is_err() {
+        let _ = step(Until::now());
+    }
+    client.set_nonblocking(false).unwrap();
+    let stop = Interrupt::new().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| while step(Until::interrupted(&stop)).is_ok() {});
+        // From here on the client reads without another word.
+        let is_whole = loop {
+            match connection.read_tls(&mut client) {
+                Ok(0) | Err(_) => break false,
+                Ok(_) => drop(connection.process_new_packets().unwrap()),
+            }
+            if !connection.is_handshaking() {
+                break true;
+            }
+        };
+        stop.set();
+        assert!(is_whole, "the listener has ended the connection");
     });
 }
 

@@ -22,6 +22,8 @@ struct Session {
     connection: Connection,
     /// Set after an error of TLS: nothing can be sent or received any more.
     has_failed: bool,
+    /// Set after a write has failed: what is encrypted cannot be sent any more.
+    cannot_send: bool,
 }
 
 /// The bytes that are encrypted before they have to be sent.
@@ -34,7 +36,8 @@ const RECORD: usize = 18 << 10;
 impl TlsStream {
     pub(super) fn new(socket: Arc<Stream>, mut connection: Connection) -> TlsStream {
         connection.set_buffer_limit(Some(UNSENT));
-        TlsStream { socket, session: Mutex::new(Session { connection, has_failed: false }) }
+        let session = Session { connection, has_failed: false, cannot_send: false };
+        TlsStream { socket, session: Mutex::new(session) }
     }
 
     /// Waits until both sides have agreed. As a client this is before the peer has checked this side's certificate.
@@ -59,6 +62,11 @@ impl TlsStream {
     /// Returns whether an error has ended TLS. An alert that tells the peer the reason may be on its way.
     pub(in crate::channel) fn has_failed(&self) -> bool {
         self.session.lock().has_failed
+    }
+
+    /// Returns whether bytes of TLS wait until the socket takes them. A read sends them as well.
+    pub(in crate::channel) fn wants_write(&self) -> bool {
+        self.session.lock().wants_write()
     }
 }
 
@@ -95,12 +103,21 @@ impl Session {
         Ok(count)
     }
 
+    /// Returns whether encrypted bytes are left that can still be sent.
+    fn wants_write(&self) -> bool {
+        !self.cannot_send && self.connection.wants_write()
+    }
+
     /// Sends what is encrypted.
     fn flush(&mut self, socket: &Stream) -> io::Result<()> {
         while self.connection.wants_write() {
-            if self.connection.write_tls(&mut Bytes(socket))? == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+            let error = match self.connection.write_tls(&mut Bytes(socket)) {
+                Ok(0) => io::ErrorKind::WriteZero.into(),
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            self.cannot_send = error.kind() != io::ErrorKind::WouldBlock;
+            return Err(error);
         }
         Ok(())
     }
@@ -130,6 +147,10 @@ impl Channel for TlsStream {
         let mut session = self.session.lock();
         if session.has_failed {
             return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        if session.wants_write() {
+            // The peer may have to read it before it sends more. The next write finds out that the peer has gone.
+            let _ = session.flush(&self.socket);
         }
         for _ in 0..WITHOUT_DATA {
             match session.connection.reader().read(buffer) {

@@ -71,7 +71,7 @@ impl Visitors {
 impl Leaving {
     /// Ends the stream after the reason, once that is possible. Returns whether the peer can still read it.
     fn tell(&mut self) -> bool {
-        if self.stream.is_handshaking() {
+        if self.stream.is_handshaking() || !self.stream.flush() {
             return true;
         }
         match self.sender.take() {

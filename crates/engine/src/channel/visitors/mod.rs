@@ -226,8 +226,12 @@ impl Visitors {
         let unknown = self.unknown.iter().map(|peer| &peer.stream);
         let streams =
             unknown.chain(self.leaving.iter().map(|peer| &peer.stream)).chain(self.checks.streams());
+        let event = |stream: &VisitorStream| match stream.wants_write() {
+            true => PollFlags::IN | PollFlags::OUT,
+            false => PollFlags::IN,
+        };
         let mut fds: Vec<_> =
-            streams.map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)).collect();
+            streams.map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), event(stream))).collect();
         if self.may_accept(now) {
             fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
         }
