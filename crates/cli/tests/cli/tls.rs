@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::support::{Receiver, Run, argument, keys, whimbrel};
@@ -107,6 +108,36 @@ fn a_source_that_is_refused_says_why_and_its_device_was_not_touched() {
         "it is for elsewhere, not for source",
         "no authority that this side trusts has signed it",
     ]);
+}
+
+#[test]
+fn a_receiver_tells_of_a_sender_if_one_of_the_two_alone_has_tls() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let (tls, source) = (authority.options("127.0.0.1", 3000), authority.options("source", 3000));
+    let cases: [(&[String], &[String], &str); 2] = [
+        (&tls, &source, "WARN a sender's greeting failed peer=127.0.0.1:"),
+        (&[], &[], "it speaks TLS, which this side was not told to use"),
+    ];
+    for (own, right, said) in cases {
+        let receiver = receiver(own, &[]);
+        let wrong: &[String] = if right.is_empty() { &source } else { &[] };
+        send(&receiver.address, wrong, &[]).failed().says(&["give the options of TLS on both sides"]);
+        send(&receiver.address, right, &[]).succeeded();
+        receiver.finish().succeeded().says(&[said]);
+    }
+}
+
+#[test]
+fn both_sides_warn_of_their_own_certificate_that_has_expired() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let warning = "peers refuse the certificate of this side: it expired";
+    let receiver = receiver(&authority.options("127.0.0.1", 2020), &[]);
+    assert!(receiver.told().contains(warning), "before it listens: {}", receiver.told());
+    send(&receiver.address, &authority.options("source", 2020), &[]).failed().says(&[warning]);
+    kill_process(Pid::from_raw(receiver.id().cast_signed()).unwrap(), Signal::INT).unwrap();
+    receiver.finish().failed().says(&["the peer refuses the certificate of this side: it has expired"]);
 }
 
 #[test]

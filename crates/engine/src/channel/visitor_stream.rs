@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::{Channel, Stream, Tls, TlsError, TlsStream};
+use super::tls::WatchedTls;
+use super::{Channel, Stream, TlsError, TlsStream};
 
 /// A connection, and TLS on it if the listener has that.
 #[derive(Debug)]
@@ -14,7 +15,7 @@ pub(super) struct VisitorStream {
 }
 
 impl VisitorStream {
-    pub(super) fn new(socket: Stream, tls: Option<&Tls>) -> Result<VisitorStream, TlsError> {
+    pub(super) fn new(socket: Stream, tls: Option<&WatchedTls>) -> Result<VisitorStream, TlsError> {
         let socket = Arc::new(socket);
         let tls = tls.map(|tls| tls.begin(socket.clone())).transpose()?.map(Arc::new);
         Ok(VisitorStream { socket, tls })

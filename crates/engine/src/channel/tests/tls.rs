@@ -20,6 +20,7 @@ use super::certificates::{Authority, REVOKED, Shown};
 use super::listener::{expect_hello, hello, refusal, stranger, table, while_listening};
 use super::soon;
 use crate::channel::bound::Bound;
+use crate::channel::tls::WatchedTls;
 use crate::channel::visitors::{Policy, Visitors};
 use crate::channel::{
     Address, Channel, ChannelError, Interrupt, Listener, Received, Receiver, Sender, Stream, Tls, TlsError,
@@ -395,20 +396,14 @@ fn a_revocation_list_has_to_be_current_and_of_the_issuer() {
 fn a_refused_source_learns_why_from_a_listener_which_warns() {
     let hosts = Hosts::new();
     let stranger = hosts.other_authority.certificate("source");
-    let stop = Interrupt::new().unwrap();
-    let mut listener = hosts.listener();
-    let address = listener.address().clone();
-    let log = std::thread::scope(|scope| {
-        let listening = scope.spawn(|| logged(|| listener.accept(Until::interrupted(&stop)).unwrap_err()).1);
+    let log = logged_by(hosts.listener(), |address| {
         let stream =
-            hosts.authority.tls(&stranger).connect(connect(&address, soon()).unwrap(), &address, soon());
+            hosts.authority.tls(&stranger).connect(connect(address, soon()).unwrap(), address, soon());
         let channel = Arc::new(stream.unwrap());
         // A source has sent its HELLO by then: closing at once would lose the reason.
         Sender::new(channel.clone()).send_now(&hello(1).into(), soon()).unwrap();
         let error = Receiver::new(channel).next(soon()).unwrap_err().to_string();
         assert!(error.contains("no authority that the peer trusts has signed it"), "{error}");
-        stop.set();
-        listening.join().unwrap()
     });
     assert!(
         log.contains("WARN") && log.contains("no authority that this side trusts has signed it"),
@@ -453,8 +448,63 @@ fn a_source_with_tls_learns_that_the_destination_has_none() {
     while_listening(super::listener::listener(), |address| {
         let stream = connect(address, soon()).unwrap();
         let error = hosts.source().connect(stream, address, soon()).unwrap_err();
-        assert!(matches!(error, TlsError::Foreign(_)), "{error}");
+        assert!(matches!(error, TlsError::Plain), "{error}");
     });
+}
+
+/// Returns what a listener logs while `work` connects to it.
+fn logged_by(mut listener: Listener, work: impl FnOnce(&Address)) -> String {
+    let stop = Interrupt::new().unwrap();
+    let address = listener.address().clone();
+    std::thread::scope(|scope| {
+        let listening = scope.spawn(|| logged(|| listener.accept(Until::interrupted(&stop)).unwrap_err()).1);
+        work(&address);
+        stop.set();
+        listening.join().unwrap()
+    })
+}
+
+#[test]
+fn a_listener_warns_of_a_sender_if_one_of_the_two_alone_has_tls() {
+    let hosts = Hosts::new();
+    let log = logged_by(hosts.listener(), |address| {
+        let stream = Arc::new(connect(address, soon()).unwrap());
+        Sender::new(stream.clone()).send_now(&hello(1).into(), soon()).unwrap();
+        // It has dealt with this sender by the time that it answers.
+        Receiver::new(stream).next(soon()).map(|_| ()).unwrap_err();
+    });
+    assert!(log.contains("WARN") && log.contains("the peer sends its stream without TLS"), "{log}");
+    let log = logged_by(super::listener::listener(), |address| {
+        hosts.source().connect(connect(address, soon()).unwrap(), address, soon()).unwrap_err();
+    });
+    assert!(log.contains("WARN") && log.contains("it speaks TLS, which this side was not told to"), "{log}");
+    // Others who connect, such as a port scanner, do not fill the log.
+    let log = logged_by(hosts.listener(), |address| {
+        let mut other = stranger(address, b"GET / HTTP/1.1\r\n\r\n");
+        let _ = other.read_to_end(&mut Vec::new());
+    });
+    assert!(!log.contains("WARN"), "{log}");
+}
+
+#[test]
+fn a_side_is_warned_once_of_its_own_certificate_outside_of_its_time() {
+    let hosts = Hosts::new();
+    let table: [(Change, Option<&str>); 3] = [
+        (|_| (), None),
+        (|params| params.not_after = date_time_ymd(2021, 1, 1), Some("it expired")),
+        (|params| params.not_before = date_time_ymd(3000, 1, 1), Some("it is not valid yet")),
+    ];
+    for (change, expected) in table {
+        let shown = hosts.authority.made("here", change);
+        // Also if its authority is one that the peers trust, and this side does not.
+        for authority in [&hosts.authority, &hosts.other_authority] {
+            let tls = authority.tls(&shown);
+            let ((), log) = logged(|| (0..3).for_each(|_| tls.check().unwrap()));
+            assert_eq!(log.matches("WARN").count(), usize::from(expected.is_some()), "{log}");
+            let path = shown.certificate.display().to_string();
+            assert!(expected.is_none_or(|reason| log.contains(reason) && log.contains(&path)), "{log}");
+        }
+    }
 }
 
 #[test]
@@ -467,7 +517,7 @@ fn a_handshake_goes_on_once_a_full_connection_takes_more() {
     });
     let bound = Bound::new(&"127.0.0.1:0".parse().unwrap()).unwrap();
     let mut visitors = Visitors::default();
-    visitors.use_tls(hosts.authority.tls(&long));
+    visitors.use_tls(WatchedTls::new(hosts.authority.tls(&long)).unwrap());
     // Both buffers together are far smaller than the certificate.
     set_socket_send_buffer_size(&bound, 4096).unwrap();
     let client = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
@@ -526,6 +576,49 @@ fn a_new_certificate_is_shown_from_the_next_connection_on() {
     assert!(refused, "{log}");
     replace(&shown.key, &right.key);
     assert!(pair(&hosts.source(), &destination).0.is_ok());
+}
+
+#[test]
+fn a_listener_shows_a_new_certificate_without_a_new_start() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("elsewhere");
+    let listener = super::listener::listener().tls(hosts.authority.tls(&shown)).unwrap();
+    while_listening(listener, |address| {
+        let connected =
+            || hosts.source().connect(connect(address, soon()).unwrap(), address, soon()).map(|_| ());
+        assert!(connected().is_err());
+        let right = hosts.authority.certificate("127.0.0.1");
+        replace(&shown.key, &right.key);
+        replace(&shown.certificate, &right.certificate);
+        let until = soon();
+        while connected().is_err() {
+            until.check().expect("the files are read again");
+        }
+    });
+}
+
+#[test]
+fn no_sender_waits_until_a_listener_has_read_its_files_again() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("127.0.0.1");
+    let destination = hosts.authority.tls(&shown);
+    let mut listener = super::listener::listener().tls(destination.clone()).unwrap();
+    let address = listener.address().clone();
+    // As while a large file is read.
+    let reading = destination.hold_reading();
+    let other = hosts.authority.certificate("127.0.0.1");
+    replace(&shown.key, &other.key);
+    replace(&shown.certificate, &other.certificate);
+    std::thread::scope(|scope| {
+        let accepted = scope.spawn(|| listener.accept(soon()).map(|accepted| expect_hello(&accepted, 1)));
+        let channel = hosts.source().connect(connect(&address, soon()).unwrap(), &address, soon());
+        let mut sender = Sender::new(Arc::new(channel.unwrap()));
+        for message in [hello(1), table()] {
+            sender.send_now(&message.into(), soon()).unwrap();
+        }
+        accepted.join().unwrap().unwrap();
+    });
+    drop(reading);
 }
 
 /// Puts another file in the place of one, as programs that renew certificates do.

@@ -19,14 +19,16 @@ use rustix::io::Errno;
 
 use super::bound::Bound;
 use super::checks::{Check, Checks};
+use super::tls::WatchedTls;
 use super::visitor_stream::VisitorStream;
 use super::warnings::Warnings;
-use super::{ChannelError, Joins, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError, new_secret};
+use super::{ChannelError, Joins, Receiver, Sender, Stream, TlsError, Until, WaitError, new_secret};
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
 use crate::proto::greeting::{Answers, BUSY, Greeting, Terms};
 use crate::proto::join::NoSuchMigration;
 use crate::proto::negotiate::{Accept, Offer};
+use crate::proto::problem::Problem;
 use crate::proto::table;
 
 /// The number of peers without a HELLO that may stay for the whole time of a greeting.
@@ -54,7 +56,7 @@ pub(super) struct Visitors {
     /// Set while the system is out of descriptors or memory for a connection.
     is_short: bool,
     warnings: Warnings,
-    tls: Option<Tls>,
+    tls: Option<WatchedTls>,
 }
 
 /// A peer whose greeting is not complete.
@@ -86,8 +88,8 @@ enum Failure {
     Left(String),
     /// It is refused.
     Refused(String),
-    /// One of the two sides does not accept the other's certificate.
-    Untrusted(String),
+    /// One of the two sides does not accept the other's certificate, or one alone has TLS: their operators have to know.
+    Protection(String),
 }
 
 /// The treatment of new peers.
@@ -107,7 +109,7 @@ impl Policy<'_> {
 }
 
 impl Unknown {
-    fn new(stream: Stream, tls: Option<&Tls>, since: Instant) -> Result<Unknown, TlsError> {
+    fn new(stream: Stream, tls: Option<&WatchedTls>, since: Instant) -> Result<Unknown, TlsError> {
         let name = name_of(&stream);
         let stream = VisitorStream::new(stream, tls)?;
         let (sender, receiver) = (Sender::new(stream.channel()), Receiver::new(stream.channel()));
@@ -144,6 +146,9 @@ impl Unknown {
                 Err(ChannelError::TimedOut) => {
                     return Err(Failure::Refused(format!("no {expected} within the time limit")));
                 }
+                Err(ChannelError::Malformed(error)) if error.problem == Problem::Tls => {
+                    return Err(Failure::Protection(error.to_string()));
+                }
                 // It belongs to a migration that is over, or to that of another destination.
                 Err(ChannelError::Malformed(error)) if error.is_unexpected(Kind::Join) => {
                     return Err(refused(&NoSuchMigration));
@@ -169,7 +174,7 @@ impl Unknown {
 /// Returns what a failed connection means.
 fn failure_of(error: &io::Error) -> Failure {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
-        Some(inner @ TlsError::Untrusted(_)) => Failure::Untrusted(inner.to_string()),
+        Some(inner @ (TlsError::Untrusted(_) | TlsError::Plain)) => Failure::Protection(inner.to_string()),
         Some(inner) => Failure::Refused(inner.to_string()),
         None => Failure::Refused(format!("the connection failed: {error}")),
     }
@@ -186,7 +191,7 @@ fn name_of(stream: &Stream) -> String {
 
 impl Visitors {
     /// Greets new peers with TLS only.
-    pub(super) fn use_tls(&mut self, tls: Tls) {
+    pub(super) fn use_tls(&mut self, tls: WatchedTls) {
         self.tls = Some(tls);
     }
 
@@ -357,8 +362,8 @@ impl Visitors {
 
     /// Ends the greeting of a peer that is not the sender, and says so: as a warning only of one that has begun like a sender.
     fn dismiss(&mut self, peer: Unknown, failure: Failure) {
-        let (Failure::Left(reason) | Failure::Refused(reason) | Failure::Untrusted(reason)) = &failure;
-        let begins_like_a_sender = peer.receiver.has_message() || matches!(failure, Failure::Untrusted(_));
+        let (Failure::Left(reason) | Failure::Refused(reason) | Failure::Protection(reason)) = &failure;
+        let begins_like_a_sender = peer.receiver.has_message() || matches!(failure, Failure::Protection(_));
         if !begins_like_a_sender {
             tracing::debug!(peer = %peer.name, reason, "a connection ended that was not a sender's");
         } else if self.warnings.allow() {
@@ -366,7 +371,7 @@ impl Visitors {
         } else {
             tracing::debug!(peer = %peer.name, reason, "a sender's greeting failed");
         }
-        if let Failure::Refused(reason) | Failure::Untrusted(reason) = failure {
+        if let Failure::Refused(reason) | Failure::Protection(reason) = failure {
             self.refuse(peer, &reason);
         }
     }
