@@ -6,6 +6,9 @@
 
 mod address_space;
 mod cancel;
+#[path = "../certificates/mod.rs"]
+#[allow(dead_code, reason = "the tests of TLS itself use more of it")]
+mod certificates;
 mod checks;
 mod cuts;
 mod damage;

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rcgen::CertificateParams;
 use tempfile::TempDir;
 
-use super::certificates::Authority;
+use super::certificates::{Authority, Shown};
 use super::soon;
 use crate::channel::{Address, ChannelError, Listener, Receiver, Tls, TlsError, TlsStream, connect};
 
@@ -45,6 +45,13 @@ impl Hosts {
 
     fn listener(&self) -> Listener {
         super::listener::listener().tls(self.destination()).unwrap()
+    }
+}
+
+impl Authority {
+    /// Returns the files of a side that trusts this authority.
+    fn tls(&self, shown: &Shown) -> Tls {
+        Tls::new(&shown.certificate, &shown.key, self.file())
     }
 }
 
