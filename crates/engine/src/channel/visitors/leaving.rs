@@ -3,7 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Unknown, Visitors};
+use super::Visitors;
+use super::unknown::Unknown;
 use crate::channel::visitor_stream::VisitorStream;
 use crate::channel::{Channel, Sender, Until};
 use crate::proto::control::{Control, Reason};
