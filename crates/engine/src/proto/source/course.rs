@@ -1,24 +1,14 @@
 //! The order of the source's phases: what each one starts, when it is done, and what follows.
 
 use super::{Phase, Source};
-use crate::progress as shown;
 use crate::proto::control::Control;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Operation, Place};
 
 impl Source {
-    pub(super) fn trace_phase(&mut self) {
-        let round = match self.shown_phase() {
-            shown::Phase::Round(number) => Some(number),
-            _ => None,
-        };
-        self.spans.enter(round, self.phase);
-        tracing::debug!(parent: self.spans.current(), "phase begins");
-    }
-
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
-        self.trace_phase();
+        self.spans.enter(self.shown_phase(), self.phase);
         self.phase_began = self.now;
         self.answered = false;
         let in_downtime = self.stopped_at.map(|stopped| stopped + self.stop_budget);
