@@ -1,27 +1,31 @@
 //! The destination: the side that receives the devices.
 
+mod frames;
+mod receiving;
+
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use whimbrel_protocol::handover::Side;
 use whimbrel_user::Migratable;
 
+use self::frames::Frames;
+use self::receiving::Receiving;
 use super::arrived::{Arrived, Received, Unidentified};
 use super::ask::{IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
 use super::door::Door;
-use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close};
+use super::hands::{CLOSING, Ending, Hands, NotStarted, close};
 use super::inflow::Inflow;
 use super::journal::Journal;
-use super::line::{Line, Readmit};
+use super::line::Readmit;
 use super::owner::OwnerHand;
-use super::receiver::{Inbound, Shared};
+use super::receiver::Shared;
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
@@ -31,7 +35,7 @@ use crate::channel::{
 };
 use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
-use crate::progress::{Observer, Progress, Silent};
+use crate::progress::{Observer, Silent};
 use crate::proto::SOURCE;
 use crate::proto::control::{Control, Reason, Table};
 use crate::proto::destination::{self as machine, DestinationOptions, Site};
@@ -39,7 +43,7 @@ use crate::proto::greeting::{Answers, Greeting, Terms};
 use crate::proto::identity::DeviceIdentity;
 use crate::proto::join::Secret;
 use crate::proto::negotiate::Feature;
-use crate::proto::operation::{Command, Event, Now, Operation};
+use crate::proto::operation::Event;
 use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
 
 /// A migration about to be received.
@@ -362,35 +366,6 @@ impl Destination {
     }
 }
 
-/// The reception of the source's frames, on the first connection and on those that replace it.
-#[derive(Clone, Default)]
-struct Frames {
-    line: Line,
-    /// The parts that the receivers of all connections need, while the migration is in progress.
-    shared: Arc<Mutex<Option<Shared>>>,
-}
-
-impl Frames {
-    fn receive(&self, receiver: Receiver) -> io::Result<()> {
-        let shared = self.shared.lock().clone();
-        self.line.start("receiver", move |stop| match shared {
-            Some(shared) => Inbound { lane: 0, receiver, stop: stop.clone(), shared }.receive(),
-            None => receiver,
-        })
-    }
-
-    fn listen(&self) -> Box<dyn FnMut(Receiver) -> io::Result<()> + Send> {
-        let frames = self.clone();
-        Box::new(move |receiver| frames.receive(receiver))
-    }
-
-    /// Receives nothing more. The threads of the devices end once nobody can give them state any more.
-    fn stop(&self) {
-        drop(self.shared.lock().take());
-        self.line.stop();
-    }
-}
-
 /// Returns a secret for further connections; `None`, with a warning, without randomness: there is one connection then.
 fn secret_for_joins() -> Option<Secret> {
     new_secret().inspect_err(|error| tracing::warn!(%error, "no secret for further connections")).ok()
@@ -411,64 +386,5 @@ impl std::fmt::Debug for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<&str> = self.devices.iter().map(|device| device.name()).collect();
         f.debug_struct("Destination").field("devices", &names).finish_non_exhaustive()
-    }
-}
-
-/// The machine and its intake.
-struct Receiving {
-    machine: machine::Destination,
-    inflow: Arc<Inflow>,
-    arrived: Arc<AtomicU64>,
-    /// The number of connections that wait for the devices here.
-    held_up: Arc<AtomicU32>,
-    /// Set if the source waits for its state to be confirmed.
-    confirms: Arc<AtomicBool>,
-    timeout: Duration,
-    door: Option<Door>,
-}
-
-impl Machine for Receiving {
-    fn poll(&mut self) -> Option<Command> {
-        self.machine.poll()
-    }
-
-    fn input(&mut self, event: Event, now: Now) {
-        self.machine.input(event, now);
-    }
-
-    fn deadline(&self) -> Option<Now> {
-        self.machine.deadline()
-    }
-
-    fn span(&self) -> &tracing::Span {
-        self.machine.span()
-    }
-
-    fn begins(&mut self, operation: &Operation) {
-        if let Operation::Send(Control::Fits(_)) = operation {
-            // The source sends memory and state, and opens further connections, as soon as it has received this.
-            let machine = &self.machine;
-            let channels = machine.channels();
-            self.inflow.with(|intake| intake.open(machine.table(), machine.features(), channels));
-            self.confirms.store(machine.is_resumable(), Ordering::Relaxed);
-            if let (Some(door), Some(expected)) = (&self.door, machine.joins()) {
-                door.open(expected);
-            }
-        }
-    }
-
-    fn progress(&mut self, now: Now) -> Progress {
-        // A device here that takes its time has a timeout of its own.
-        let is_held_up = self.held_up.load(Ordering::SeqCst) > 0;
-        let last = Duration::from_micros(self.arrived.load(Ordering::SeqCst));
-        if !is_held_up
-            && let Some(since) = self.machine.listens_since()
-            && now.saturating_sub(since.max(last)) >= self.timeout
-        {
-            self.machine.input(Event::Lost(Error::Silent { side: SOURCE, waited: self.timeout }), now);
-        }
-        let mut progress = self.machine.progress();
-        progress.done = self.inflow.with(|intake| intake.intake().received_bytes());
-        progress
     }
 }
