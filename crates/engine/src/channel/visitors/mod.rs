@@ -121,9 +121,8 @@ impl Visitors {
         let unknown = self.unknown.iter().map(|peer| &peer.stream);
         let streams =
             unknown.chain(self.leaving.iter().map(|peer| &peer.stream)).chain(self.checks.streams());
-        let event = |stream: &VisitorStream| match stream.wants_write() {
-            true => PollFlags::IN | PollFlags::OUT,
-            false => PollFlags::IN,
+        let event = |stream: &VisitorStream| {
+            if stream.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
         };
         let mut fds: Vec<_> =
             streams.map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), event(stream))).collect();

@@ -185,15 +185,15 @@ fn a_handshake_goes_on_once_a_full_connection_takes_more() {
         rustls::ClientConnection::new(Arc::new(anonymous(&hosts)), "127.0.0.1".try_into().unwrap()).unwrap();
     connection.write_tls(&mut client).unwrap();
     let terms = Terms::default();
-    let mut step = |until| visitors.step(&bound, Policy::Choose(&terms), until).map(|_| ());
+    let mut go_on = |until| visitors.step(&bound, Policy::Choose(&terms), until).map(|_| ());
     // The listener sends what fits.
     while client.peek(&mut [0]).is_err() {
-        let _ = step(Until::now());
+        let _ = go_on(Until::now());
     }
     client.set_nonblocking(false).unwrap();
     let stop = Interrupt::new().unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| while step(Until::interrupted(&stop)).is_ok() {});
+        scope.spawn(|| while go_on(Until::interrupted(&stop)).is_ok() {});
         // From here on the client reads without another word.
         let is_whole = loop {
             match connection.read_tls(&mut client) {
