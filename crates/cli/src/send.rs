@@ -53,7 +53,8 @@ pub(crate) struct Arguments {
     /// Longest time until the devices stop, in seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     total_timeout: Option<u64>,
-    /// Send at most this much in a second, in bytes or with a unit such as 100MiB, also while the devices are stopped
+    /// Send at most this much in a second, within 5 %, in bytes or with a unit such as 100MiB, also while the devices are
+    /// stopped
     #[arg(long, value_name = "BYTES/S", value_parser = parse_bandwidth)]
     bandwidth: Option<NonZeroU64>,
     /// Number of connections to spread memory and state over, 1 to 16. The destination may allow fewer

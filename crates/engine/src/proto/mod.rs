@@ -26,6 +26,7 @@ pub mod lanes;
 pub mod message;
 pub mod negotiate;
 pub mod operation;
+pub(crate) mod pace;
 mod pending;
 pub mod problem;
 pub mod rounds;

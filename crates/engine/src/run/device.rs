@@ -195,7 +195,9 @@ impl DeviceHand {
                 copies.wait_for_room(&self.transfer, turn)?;
             }
             let data = session(&mut self.data, &*self.device)?;
-            let read = turn.call(|| data.read(&mut buffer))?;
+            // What is read at a time is one frame.
+            let most = buffer.len().min(self.transfer.piece());
+            let read = turn.call(|| data.read(&mut buffer[..most]))?;
             let SavingRead::Data(count) = read else { break };
             buffer.truncate(count);
             let ends = data.ends_transaction();

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::copies::Copies;
-use super::pace::Pace;
+use super::pace::{self, Pace};
 use super::worker::Turn;
-use crate::channel::{ChannelError, Interrupt, Sender, Until, WaitError};
+use crate::channel::{ChannelError, Interrupt, Sender, Until};
 use crate::error::Error;
-use crate::proto::frame::HEADER_BYTES;
+use crate::proto::frame::CHUNK;
 use crate::proto::lanes::Share;
 use crate::proto::message::Message;
 use crate::report::LaneReport;
@@ -142,8 +142,20 @@ impl Transfer {
 
     /// Sends a message on a lane, or gathers it, and returns its bytes on the wire.
     pub(super) fn send_on(&self, lane: u32, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
-        self.keep_pace(message, turn)?;
-        self.with(lane, turn, |sender, until| sender.send(message, until))
+        if self.pace.is_none() || !pace::counts(message) {
+            return self.with(lane, None, turn, |sender, until| sender.send(message, until));
+        }
+        let mut bytes = 0;
+        for piece in pace::pieces(message, self.piece()) {
+            // Gathered ones would leave at once.
+            bytes += self.with(lane, Some(&piece), turn, |sender, until| sender.send_now(&piece, until))?;
+        }
+        Ok(bytes)
+    }
+
+    /// Returns the most data to send in one frame.
+    pub(super) fn piece(&self) -> usize {
+        self.pace.as_ref().map_or(CHUNK, |pace| pace.piece(self.lanes()))
     }
 
     /// Sends a message of a device on its lane, or gathers it, and returns its bytes on the wire.
@@ -154,23 +166,6 @@ impl Transfer {
         turn: &Turn<'_>,
     ) -> Result<u64, Error> {
         self.send_on(Share::lane_of_device(device, self.lanes()), message, turn)
-    }
-
-    /// Waits until the limit allows a message with data. Those without are not counted: they are small, and urgent.
-    fn keep_pace(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<(), Error> {
-        let Some(pace) = &self.pace else { return Ok(()) };
-        let (Message::Memory { data, .. }
-        | Message::DeviceState { data, .. }
-        | Message::Blob { data, .. }
-        | Message::Padding { data }) = message
-        else {
-            return Ok(());
-        };
-        let start = pace.reserve(HEADER_BYTES + data.len(), Instant::now());
-        match Until::new(start, &self.interrupt).sleep() {
-            WaitError::TimedOut => Ok(()),
-            error => Err(self.failed(Error::of_channel(self.peer, self.timeout, error.into()), turn)),
-        }
     }
 
     /// Sends a message on the control connection, and all bytes gathered there.
@@ -185,17 +180,25 @@ impl Transfer {
         message: &Message<'_>,
         turn: &Turn<'_>,
     ) -> Result<u64, Error> {
-        self.with(lane, turn, |sender, until| sender.send_now(message, until))
+        self.with(lane, None, turn, |sender, until| sender.send_now(message, until))
     }
 
+    /// Sends on a lane, when it is this thread's turn and the limit allows `paced`.
     fn with(
         &self,
         lane: u32,
+        paced: Option<&Message<'_>>,
         turn: &Turn<'_>,
         send: impl FnOnce(&mut Sender, Until<'_>) -> Result<(), ChannelError>,
     ) -> Result<u64, Error> {
         let lane = self.lane(lane);
         let mut sender = lane.sender.lock();
+        // Only what this lane sends next has a place: the limit holds however many threads wait for the lane.
+        if let (Some(pace), Some(message)) = (&self.pace, paced) {
+            pace.wait(message, &self.interrupt).map_err(|error| {
+                self.failed(Error::of_channel(self.peer, self.timeout, error.into()), turn)
+            })?;
+        }
         if !self.allows(turn.epoch) {
             return Err(Error::Interrupted);
         }

@@ -45,7 +45,8 @@ pub struct SourceOptions {
     pub total_timeout: Option<Duration>,
     /// The way to go on when the time of pre-copy is over and the downtime does not fit the limit.
     pub on_timeout: OnTimeout,
-    /// The maximum of memory and state to send in a second, in bytes on the link, also after the stop.
+    /// The maximum of memory and state to send in a second, also after the stop: the bytes of their frames, before TLS adds its
+    /// own, over all connections together. It is kept within 5 % in any second, from 64 KiB on.
     pub bandwidth: Option<NonZeroU64>,
     /// Timeout for an answer of the destination, and for it to accept one frame of at most 1 MiB.
     pub timeout: Duration,
