@@ -209,6 +209,8 @@ pub enum Done {
         bytes: u64,
         /// The part of the memory that has most of it.
         most: Option<DirtyRange>,
+        /// Set if all writes are logged. If not, all memory counts as dirty, however little is written.
+        is_logged: bool,
     },
     /// The amount of data sent.
     Sent(Sent),

@@ -146,10 +146,11 @@ impl Hand for StreamHand {
                 let Some(ram) = &self.ram else { return Ok(Done::Bytes(0)) };
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);
                 let bytes = turn.call(|| logs.collect(&**ram, ledger, stopped))?;
+                let ledger = ledger.lock();
                 // After the stop nobody is to blame any more.
-                let most = if stopped { None } else { ledger.lock().dirtiest() };
+                let most = if stopped { None } else { ledger.dirtiest() };
                 let most = most.map(|(part, dirty)| DirtyRange { start: part.start, size: part.size, dirty });
-                Ok(Done::Dirty { bytes, most })
+                Ok(Done::Dirty { bytes, most, is_logged: !ledger.is_unlogged() })
             }
             Operation::StopMemoryLogs => {
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);

@@ -219,8 +219,8 @@ impl World {
                 {
                     *page = false;
                 }
-                let pages = host.dirty_pages();
-                Next::End(Ok(Done::Bytes(pages as u64 * page_bytes)))
+                let bytes = host.dirty_pages() as u64 * page_bytes;
+                Next::End(Ok(Done::Dirty { bytes, most: None, is_logged: !host.is_unlogged }))
             }
             Operation::StopMemoryLogs => {
                 host.cpu_log = None;

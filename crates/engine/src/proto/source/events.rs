@@ -50,9 +50,10 @@ impl Source {
                 self.memory_left = bytes;
                 self.dirtiest = None;
             }
-            (_, Done::Dirty { bytes, most }) => {
+            (_, Done::Dirty { bytes, most, is_logged }) => {
                 self.memory_left = bytes;
                 self.dirtiest = most;
+                self.is_logged = is_logged;
             }
             (_, Done::Slowed(is_slower)) => self.slowing.note(is_slower),
             (_, Done::Sent(sent)) => {

@@ -102,6 +102,8 @@ pub struct Source {
     memory_left: u64,
     /// The part of the memory with most of it.
     dirtiest: Option<shown::DirtyRange>,
+    /// Set unless some writes to memory are not logged.
+    is_logged: bool,
     started: Now,
     phase_began: Now,
     stopped_at: Option<Now>,
@@ -151,6 +153,7 @@ impl Source {
             confirmed_initial: false,
             memory_left: 0,
             dirtiest: None,
+            is_logged: true,
             started: now,
             phase_began: now,
             stopped_at: None,

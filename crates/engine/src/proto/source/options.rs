@@ -14,7 +14,8 @@ pub enum OnTimeout {
     /// The migration is cancelled, at once after [`SourceOptions::total_timeout`]. The devices continue at the source.
     #[default]
     Cancel,
-    /// The devices stop after the present round, however long the downtime is. Initial data is sent before.
+    /// The devices stop after the present round, however long the downtime is expected to be. Initial data is sent before. If
+    /// they are not handed over within [`SourceOptions::stop_budget`], they continue at the source.
     Switch,
     /// The rounds go on without end, with a warning.
     Ignore,
@@ -168,8 +169,9 @@ impl SourceOptions {
     /// Returns the maximum time from the stop until the handover is sent: after it the migration is aborted, and the
     /// devices run at the source again. By default twice the downtime limit and at least 1 s.
     ///
-    /// It grows with a limit that was raised. If the devices stop because the time of pre-copy is over
-    /// ([`OnTimeout::Switch`]), it is twice the predicted downtime, and at least [`SourceOptions::timeout`].
+    /// The default grows with a limit that was raised. If the devices stop because the time of pre-copy is over
+    /// ([`OnTimeout::Switch`]), it is twice the predicted downtime, and at least [`SourceOptions::timeout`]. A
+    /// [budget](SourceOptions::budget) that is set holds in any case.
     pub fn stop_budget(&self) -> Duration {
         self.budget.unwrap_or_else(|| Self::budget_of(self.downtime_limit))
     }
@@ -181,7 +183,7 @@ impl SourceOptions {
     /// Returns the maximum time from the stop until the handover is sent of devices that stop whatever the downtime is.
     pub(in crate::proto) fn forced_budget(&self, expected: Option<Duration>) -> Duration {
         let expected = expected.unwrap_or_default().saturating_mul(2).min(LONGEST);
-        self.stop_budget().max(expected).max(self.timeout)
+        self.budget.unwrap_or_else(|| self.stop_budget().max(expected).max(self.timeout))
     }
 
     /// Returns the bounds of the decision after a round, with the limit that holds by then.
