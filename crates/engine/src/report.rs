@@ -105,9 +105,11 @@ pub struct Transition {
     pub device: usize,
     /// The state that it entered, as the header names it.
     pub to: String,
+    /// Set if it was reset into that state after a failure, without its own.
+    pub by_reset: bool,
     /// Time from the first byte of the migration until it was in that state.
     pub at_ms: f64,
-    /// The duration of the request.
+    /// The duration of the request, or of the reset.
     pub ms: f64,
 }
 

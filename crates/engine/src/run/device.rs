@@ -207,7 +207,7 @@ impl DeviceHand {
             let message = Message::DeviceState { device: self.number, ends, data: &buffer };
             sent.wire += self.transfer.send_of_device(self.number, &message, turn)?;
             sent.bytes += count as u64;
-            self.transfer.count(count as u64);
+            self.transfer.count_state(self.number, count as u64, limit.is_none());
         }
         Ok(Done::Sent(sent))
     }

@@ -27,6 +27,7 @@ mod receiver;
 mod resolve;
 mod source;
 mod stream;
+mod tally;
 mod thread;
 mod transfer;
 mod worker;

@@ -277,13 +277,17 @@ impl Source {
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
         close(&transfer, &line, Ending::of(failure));
         let lanes = transfer.lane_reports();
+        let has_failed = matches!(result, Some(Err(_)));
         let report = match &mut result {
             Some(Ok(report)) => Some(report),
             Some(Err(error)) => Some(&mut *error.report),
             None => None,
         };
         if let Some(report) = report {
-            if report.reconnections > 0 {
+            if has_failed {
+                transfer.tally().complete(report);
+            }
+            if has_failed || report.reconnections > 0 {
                 // What was sent in vain, and what was sent again, is no part of the rounds.
                 report.wire_bytes = lanes.iter().map(|lane| lane.wire_bytes).sum();
             }

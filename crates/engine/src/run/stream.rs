@@ -110,16 +110,14 @@ fn send_batch(
     turn: &Turn<'_>,
 ) -> Result<(), Error> {
     for stretch in batch.stretches() {
-        let (message, length) = match stretch {
-            Stretch::Zero { address, length } => {
-                sent.zero += length;
-                (Message::MemoryZero { address, length }, length)
-            }
-            Stretch::Data { address, data } => (Message::Memory { address, data }, data.len() as u64),
+        let (message, length, zero) = match stretch {
+            Stretch::Zero { address, length } => (Message::MemoryZero { address, length }, length, length),
+            Stretch::Data { address, data } => (Message::Memory { address, data }, data.len() as u64, 0),
         };
+        sent.zero += zero;
         sent.bytes += length;
         sent.wire += transfer.send_on(lane, &message, turn)?;
-        transfer.count(length);
+        transfer.count_memory(length, zero > 0);
     }
     Ok(())
 }
@@ -146,6 +144,9 @@ impl Hand for StreamHand {
                 let Some(ram) = &self.ram else { return Ok(Done::Bytes(0)) };
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);
                 let bytes = turn.call(|| logs.collect(&**ram, ledger, stopped))?;
+                if stopped {
+                    self.transfer.tally().stopped();
+                }
                 let ledger = ledger.lock();
                 // After the stop nobody is to blame any more.
                 let most = if stopped { None } else { ledger.dirtiest() };
@@ -162,12 +163,14 @@ impl Hand for StreamHand {
             Operation::SendPadding(bytes) => self.send_padding(bytes, turn).map(Done::Sent),
             Operation::RoundArrived => {
                 self.ledger.lock().round_arrived();
+                self.transfer.tally().round_arrived();
                 self.transfer.copies().all_taken();
                 Ok(Done::Nothing)
             }
             Operation::RoundLost => {
                 let mut ledger = self.ledger.lock();
                 ledger.round_lost();
+                self.transfer.tally().round_lost();
                 Ok(Done::Bytes(ledger.bytes_left()))
             }
             other => self.replace.perform(other, self.connector.as_deref_mut(), &self.transfer, turn),

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::copies::Copies;
 use super::pace::{self, Pace};
+use super::tally::Tally;
 use super::worker::Turn;
 use crate::channel::{ChannelError, Interrupt, Sender, Until};
 use crate::error::Error;
@@ -36,6 +37,7 @@ pub(super) struct Transfer {
     pace: Option<Pace>,
     /// Bytes of memory and state sent, for observers.
     moved: AtomicU64,
+    tally: Tally,
     /// The state that may have to be sent again.
     copies: Copies,
 }
@@ -72,6 +74,7 @@ impl Transfer {
             peer,
             pace: None,
             moved: AtomicU64::new(0),
+            tally: Tally::default(),
             copies: Copies::default(),
         }
     }
@@ -272,9 +275,21 @@ impl Transfer {
         }
     }
 
-    /// Adds to the bytes of memory and state moved.
-    pub(super) fn count(&self, bytes: u64) {
+    /// Adds memory that was sent.
+    pub(super) fn count_memory(&self, bytes: u64, is_zero: bool) {
+        self.tally.memory(bytes, is_zero);
         self.moved.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Adds state of a device that was sent.
+    pub(super) fn count_state(&self, device: u32, bytes: u64, is_stopped: bool) {
+        self.tally.state(device, bytes, is_stopped);
+        self.moved.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes sent so far, by device and by the stop.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Returns the bytes of memory and state moved so far.

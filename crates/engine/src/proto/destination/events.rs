@@ -36,10 +36,10 @@ impl Destination {
             (Operation::Send(Control::Running(_)), Ok(_)) => self.taken.confirmed = true,
             (_, Ok(_)) => {}
             (operation, Err(error)) if self.phase == Phase::Run => {
-                tracing::warn!(%error, %operation, "the devices run here");
+                tracing::debug!(%operation, "failed while the devices run here");
                 match operation {
                     Operation::Run => self.cause = Some(Error::GuestAfterHandover(Box::new(error))),
-                    _ => self.taken.warnings.push(error.to_string()),
+                    _ => self.warn(error.to_string()),
                 }
             }
             (operation, Err(error)) => {

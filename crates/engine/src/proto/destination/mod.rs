@@ -266,6 +266,12 @@ impl Destination {
         }
     }
 
+    /// Reports a problem that does not change the outcome.
+    fn warn(&mut self, warning: String) {
+        tracing::warn!("{warning}");
+        self.taken.warnings.push(warning);
+    }
+
     /// Returns whether the devices belong to this side: HANDOVER has arrived.
     fn owns(&self) -> bool {
         matches!(self.handover.phase(), DestinationPhase::Starting | DestinationPhase::Running)

@@ -106,12 +106,22 @@ impl Source {
 
     /// Keeps the state that a device has entered, also for the report.
     pub(super) fn note_transition(&mut self, index: usize, to: State, took: Duration) {
+        self.note_state(index, to, took, false);
+    }
+
+    /// Keeps that a device was reset, which runs then, also for the report.
+    pub(super) fn note_reset(&mut self, index: usize, took: Duration) {
+        self.note_state(index, State::Running, took, true);
+    }
+
+    fn note_state(&mut self, index: usize, to: State, took: Duration, by_reset: bool) {
         if let Some(device) = self.devices.get_mut(index) {
             device.state = Some(to);
         }
         self.report.transitions.push(Transition {
             device: index,
             to: to.to_string(),
+            by_reset,
             at_ms: milliseconds(self.now.saturating_sub(self.started)),
             ms: milliseconds(took),
         });

@@ -25,12 +25,12 @@ impl Source {
                 tracing::debug!(?operation, %error, "ended after the failure");
             }
             (Err(error), Phase::Release | Phase::Park | Phase::Over) => {
-                tracing::warn!(?place, ?operation, %error, "could not be done after the handover");
+                tracing::debug!(?place, ?operation, "could not be done after the handover");
                 let hint = match operation {
                     Operation::SetState(_) => "; reset it before it is used again at the source",
                     _ => "",
                 };
-                self.report.warnings.push(format!("{error}{hint}"));
+                self.warn(format!("{error}{hint}"));
             }
             (Err(error), Phase::Slow | Phase::Broken) if matches!(operation, Operation::Slow(_)) => {
                 self.warn(format!("the owner could not be slowed down: {error}"));
