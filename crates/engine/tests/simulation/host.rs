@@ -224,7 +224,7 @@ pub(crate) struct Host {
     pub(crate) hung: Vec<bool>,
 }
 
-fn table(plan: &Plan) -> Table {
+pub(crate) fn table(plan: &Plan) -> Table {
     let device = |(index, model): (usize, &super::device::Model)| DeviceIdentity {
         name: format!("device {index}"),
         migration_flags: model.flags.bits(),

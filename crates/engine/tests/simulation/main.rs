@@ -34,6 +34,7 @@ mod phases;
 mod plan;
 mod reconnect;
 mod resolve;
+mod visits;
 mod world;
 
 use std::time::Duration;
@@ -117,6 +118,7 @@ fn part(part: u64) {
         assert!(coverage.successes * 10 > coverage.runs, "{} succeeded", coverage.successes);
         let lanes = (coverage.with_lanes, coverage.cut_lanes, coverage.strangers);
         assert!(lanes.0 * 40 > coverage.runs && lanes.1 > 10 && lanes.2 > 10, "lanes: {lanes:?}");
+        assert!(coverage.checks > 100, "{} checks were answered", coverage.checks);
     }
 }
 
@@ -149,6 +151,30 @@ fn one_seed() {
         println!("{}", outcome.trace.join("\n"));
         check(seed);
     }
+}
+
+/// The trace of a migration, without its visitors and its plan.
+fn trace_without_visitors(plan: Plan, seed: u64) -> Vec<String> {
+    let outcome = world::run(plan, seed, true);
+    assert_eq!(outcome.complaint, None, "seed {seed}");
+    outcome.trace.into_iter().skip(1).filter(|line| !line.contains("  visitor ")).collect()
+}
+
+#[test]
+fn checks_before_and_during_a_migration_do_not_disturb_it() {
+    let mut checks = 0;
+    for seed in 0..200 {
+        let mut rng = Rng::with_seed(seed);
+        let mut visited = Plan::of_seed(seed, &mut rng);
+        let alone = Plan { visitors: Vec::new(), ..visited.clone() };
+        visited.is_visited(&mut rng);
+        checks += visited.visitors.len();
+        let (visited, alone) = (trace_without_visitors(visited, seed), trace_without_visitors(alone, seed));
+        let differs = visited.iter().zip(&alone).find(|(one, other)| one != other);
+        assert_eq!(differs, None, "seed {seed}");
+        assert_eq!(visited.len(), alone.len(), "seed {seed}");
+    }
+    assert!(checks > 400, "{checks} visitors");
 }
 
 /// Plays seeds in which a side lies, and returns the complaints of those that were noticed.
@@ -293,6 +319,24 @@ fn a_setup_that_is_not_restored_after_a_reset_is_seen() {
         plan.faults.push((at("Back(Run)"), plan::Fault::FailArcs(source, 1)));
     });
     assert_seen(&complaints, "runs at the source with another setup");
+}
+
+/// A visitor that has left before the migration begins.
+fn visitor(manner: visits::Manner) -> visits::Visitor {
+    visits::Visitor { at: None, manner, latency: Duration::from_millis(1), bandwidth: 1e8 }
+}
+
+#[test]
+fn a_check_that_changes_a_device_is_seen() {
+    let complaints = lies(Lie::CheckStopsDevice, |plan| plan.visitors = vec![visitor(visits::Manner::Fits)]);
+    assert_seen(&complaints, "a check has changed a side of the migration");
+}
+
+#[test]
+fn a_check_without_an_end_is_seen() {
+    let complaints =
+        lies(Lie::ChecksWithoutEnd, |plan| plan.visitors = vec![visitor(visits::Manner::Lingers)]);
+    assert_seen(&complaints, "does not leave");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use whimbrel_protocol::MigrationFlags;
 
 use super::coverage::{Blow, Cell, Side, cells, names, row};
 use super::device::Model;
+use super::visits::{Manner, Visitor};
 
 /// A lie that the oracle must see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub(crate) enum Lie {
     LoadsNoBlob,
     /// After a crash nobody looks at the devices of the destination.
     DestinationNotLookedAt,
+    /// The answer to a check stops a device.
+    CheckStopsDevice,
+    /// The destination never ends a check.
+    ChecksWithoutEnd,
 }
 
 /// What goes wrong.
@@ -131,6 +136,7 @@ pub(crate) struct Plan {
     pub(crate) has_journal: bool,
     /// Whether each side's devices outlive its process.
     pub(crate) outlives: [bool; 2],
+    pub(crate) visitors: Vec<Visitor>,
     pub(crate) lie: Option<Lie>,
 }
 
@@ -207,6 +213,7 @@ impl Plan {
             calm: Duration::from_secs(10),
             has_journal: chance(rng, 85),
             outlives: [chance(rng, 70), chance(rng, 70)],
+            visitors: Vec::new(),
             lie: None,
         };
         plan.decide_policy(rng);
@@ -307,7 +314,23 @@ impl Plan {
             plan.noise = [rng.u32(0..=200), rng.u32(0..=60), rng.u32(0..=300)];
         }
         plan.calm = millis(rng, 3000.0, 20_000.0);
+        // Last: all else is as without them.
+        if chance(rng, 15) {
+            plan.is_visited(rng);
+        }
         plan
+    }
+
+    /// Has some visitors that only check.
+    pub(crate) fn is_visited(&mut self, rng: &mut Rng) {
+        let visitors = (0..rng.usize(1..=6)).map(|_| Visitor {
+            // Most answers are to those that come before the migration is under way.
+            at: chance(rng, 50).then(|| millis(rng, 0.01, 5000.0)),
+            manner: Manner::ALL[rng.usize(..Manner::ALL.len())],
+            latency: millis(rng, 0.02, 100.0),
+            bandwidth: log(rng, 3e6, 1e9),
+        });
+        self.visitors = visitors.collect();
     }
 
     /// Seeds beyond those of every part whose faults aim at the cell of this number.

@@ -16,6 +16,7 @@ use super::host::{Doing, End, Fate, Host, Item};
 use super::link::Link;
 use super::oracle::Oracle;
 use super::plan::{Lie, Plan, When};
+use super::visits::Visits;
 
 /// What a run has shown.
 #[derive(Debug)]
@@ -47,6 +48,7 @@ pub(crate) struct World {
     pub(crate) arbiter: JournalArbiter,
     pub(crate) is_calm: bool,
     pub(crate) resolvers: [super::resolve::Resolver; 2],
+    pub(crate) visits: Visits,
     trace: Option<Vec<String>>,
 }
 
@@ -73,10 +75,12 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
         arbiter: JournalArbiter::new(),
         is_calm: false,
         resolvers: Default::default(),
+        visits: Visits::default(),
         trace: traced.then(Vec::new),
         plan,
     };
     world.say(|world| format!("{:?}", world.plan));
+    world.visit_before();
     world.start();
     world.play();
     let complaint = world.oracle.complaint.take();
@@ -176,6 +180,7 @@ impl World {
             if at > bound {
                 break;
             }
+            self.attend(at);
             self.now = at;
             for side in Side::BOTH {
                 let rate = self.plan.cpu_rate;
@@ -188,6 +193,7 @@ impl World {
             }
         }
         Oracle::judge(self);
+        self.judge_visits();
     }
 
     fn happen(&mut self, happening: Happening) {

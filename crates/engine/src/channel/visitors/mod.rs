@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::bound::Bound;
-use super::checks::{Check, Checks};
+use super::checks::{Checks, Peer};
 use super::visitor_stream::VisitorStream;
 use super::warnings::Warnings;
 use super::{ChannelError, Joins, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError, new_secret};
@@ -237,7 +237,7 @@ impl Visitors {
 
     /// Refuses all present peers, because another one is the sender.
     pub(super) fn refuse_all(&mut self) {
-        for Check { stream, sender, .. } in self.checks.take() {
+        for Peer { stream, sender, .. } in self.checks.take() {
             self.tell(stream, sender, &busy());
         }
         for peer in std::mem::take(&mut self.unknown) {
@@ -250,8 +250,8 @@ impl Visitors {
 
     /// Goes on with the checks.
     fn attend(&mut self) {
-        for (check, reason) in self.checks.serve() {
-            self.tell(check.stream, check.sender, &reason);
+        for (peer, reason) in self.checks.serve() {
+            self.tell(peer.stream, peer.sender, &reason);
         }
     }
 
@@ -344,10 +344,10 @@ impl Visitors {
     /// Answers a peer that only asks whether its devices fit.
     fn answer(&mut self, peer: Unknown, greeting: &Greeting, answers: &Answers) {
         let Unknown { stream, name, sender, receiver, .. } = peer;
-        let check = Check::new(stream, name, sender, receiver);
-        if let Err(refused) = self.checks.begin(check, &greeting.table, answers) {
-            let (check, reason) = *refused;
-            self.tell(check.stream, check.sender, &reason);
+        let peer = Peer { stream, name, sender, receiver };
+        if let Err(refused) = self.checks.begin(peer, &greeting.table, answers) {
+            let (peer, reason) = *refused;
+            self.tell(peer.stream, peer.sender, &reason);
         }
     }
 
