@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod archive;
+mod check;
 mod destination;
 mod devices;
 mod lanes;
@@ -24,6 +25,8 @@ use std::time::Duration;
 use whimbrel_engine::archive::Save;
 use whimbrel_engine::channel::{Channel, Connect, ConnectorError, Joins, Sender, Stream, Until};
 use whimbrel_engine::embedded::Saving;
+use whimbrel_engine::proto::check::End;
+use whimbrel_engine::proto::control::Control;
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::operation::Event;
 use whimbrel_engine::{Blob, Destination, NoCpuLog, Ram, Source, SourceOptions};
@@ -71,6 +74,11 @@ fn nothing_that_a_source_sent_over_lanes_fails_again() {
 #[test]
 fn nothing_that_a_destination_answered_fails_again() {
     replay("source", source::run);
+}
+
+#[test]
+fn nothing_that_the_other_side_of_a_check_said_fails_again() {
+    replay("check", check::run);
 }
 
 #[test]
@@ -196,6 +204,38 @@ fn from_destination() -> Vec<u8> {
     written.bytes()
 }
 
+/// What both sides of a check say: the source, and the destination. The padding is short.
+fn of_check() -> [Vec<u8>; 2] {
+    let written = |said: &[Control]| {
+        let (left, right) = UnixStream::pair().unwrap();
+        let (recorder, written) = Recorder::new(Stream::from(left));
+        let mut sender = Sender::new(Arc::new(recorder));
+        for control in said {
+            if matches!(control, Control::Round { .. }) {
+                sender.send(&Message::Padding { data: &[0; 100] }, Until::timeout(PATIENCE)).unwrap();
+            }
+            sender.send_now(&Message::Control(control.clone()), Until::timeout(PATIENCE)).unwrap();
+        }
+        drop(right);
+        written.bytes()
+    };
+    let (mut asked, mut answered) = (Vec::new(), Vec::new());
+    // Each knows one message more of the other each time.
+    for _ in 0..100 {
+        let before = (asked.len(), answered.len());
+        asked.clear();
+        check::ask(written(&answered), |said| asked.push(said.clone()));
+        answered.clear();
+        check::answer(written(&asked), |said| answered.push(said.clone()));
+        if (asked.len(), answered.len()) == before {
+            break;
+        }
+    }
+    assert!(asked.iter().any(|said| matches!(said, Control::Round { .. })), "{asked:?}");
+    assert_eq!(asked.len(), answered.len());
+    [written(&asked), written(&answered)]
+}
+
 /// The targets' devices and blobs in a file.
 fn file() -> Vec<u8> {
     let mut devices = devices::devices();
@@ -229,6 +269,7 @@ fn owner() -> Owner {
 #[test]
 fn real_streams_are_taken_to_their_end() {
     let over_lanes = from_source_with_lanes();
+    let [asked, answered_to] = of_check();
     let streams = [
         ("destination/real", from_source()),
         ("source/real", from_destination()),
@@ -237,6 +278,8 @@ fn real_streams_are_taken_to_their_end() {
     ];
     if let Some(folder) = std::env::var_os("WHIMBREL_SEEDS") {
         fs::write(Path::new(&folder).join("lanes/real"), &over_lanes).unwrap();
+        fs::write(Path::new(&folder).join("check/asked"), &asked).unwrap();
+        fs::write(Path::new(&folder).join("check/answered"), &answered_to).unwrap();
         for (name, stream) in &streams {
             fs::write(Path::new(&folder).join(name), stream).unwrap();
         }
@@ -260,6 +303,16 @@ fn real_streams_are_taken_to_their_end() {
         assert!(lanes::receive(parts, &order).is_err(), "{cut}");
     }
     source::run(&answered);
+    let of_check = check::ask(answered_to.clone(), |_| {});
+    assert!(of_check.found.is_empty() && of_check.link.is_some(), "{of_check:?}");
+    assert_eq!(check::answer(asked.clone(), |_| {}), Some(End::Left));
+    for part in [&asked, &answered_to] {
+        assert_eq!(&stream::sealed(part), part, "sealing changes a valid stream");
+        stream::assert_round_trips(part);
+        for cut in 0..part.len() {
+            check::run(&part[..cut]);
+        }
+    }
     assert!(archive::restore(&saved));
     assert!(archive::restore(&sections) && archive::load(&sections));
     for cut in (0..sent.len()).step_by(37) {
