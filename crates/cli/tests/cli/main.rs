@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, with the line where it did")]
 
 mod abi;
+mod authority;
 mod check;
 mod command_line;
 mod conform;
