@@ -41,13 +41,14 @@ fn comes_back(test: &'static str, uses_tls: bool) {
             hosts[0].work(rng);
             let contents = hosts[0].contents();
             let listen = format!("{}:0", Network::SHARED);
-            let receive = ["receive", "--json", "--listen", &listen, "--timeout=2", "--reconnect=60"];
-            let receive = at_host(&hosts[1], &receive, &protection[1]);
-            let (mut receiver, address) = listening(network.at(End::Destination, &receive));
-            let send = ["send", "--json", "--to", &address, PATIENT, SLOW, "--timeout=1", "--reconnect=60"];
-            let send = at_host(&hosts[0], &send, &protection[0]);
+            let arguments = ["receive", "--json", "--listen", &listen, "--timeout=2", "--reconnect=60"];
+            let receiving = at_host(&hosts[1], &arguments, &protection[1]);
+            let (mut receiver, address) = listening(network.at(End::Destination, &receiving));
+            let arguments =
+                ["send", "--json", "--to", &address, PATIENT, SLOW, "--timeout=1", "--reconnect=60"];
+            let sending = at_host(&hosts[0], &arguments, &protection[0]);
             let before = network.sent();
-            let mut sender = Started::plain(network.at(End::Source, &send));
+            let mut sender = Started::plain(network.at(End::Source, &sending));
             sender.wait_for(&begins("RoundSend")).unwrap_or_else(|| panic!("{}", sender.told()));
             let at_first = Network::OF_SOURCE.map(|address| network.connections_from(address));
             network.cut();

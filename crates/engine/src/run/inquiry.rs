@@ -52,7 +52,7 @@ impl Inquiry {
                 None => self.hear().map(|said| {
                     let heard = match &said {
                         Said::Control(control) => Heard::Control(control),
-                        Said::Data(name) => Heard::Other(*name),
+                        Said::Data(name) => Heard::Other(name),
                     };
                     asking.hear(heard, began.elapsed());
                 }),

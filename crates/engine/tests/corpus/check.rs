@@ -67,7 +67,7 @@ fn heard(said: &Said) -> Heard<'_> {
     match said {
         Said::Control(control) => Heard::Control(control),
         Said::Padding => Heard::Padding,
-        Said::Data(name) => Heard::Other(*name),
+        Said::Data(name) => Heard::Other(name),
     }
 }
 
