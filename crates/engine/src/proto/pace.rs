@@ -10,10 +10,11 @@ use std::time::Duration;
 use super::frame::CHUNK;
 use super::operation::Now;
 
-/// The time that is made up for after nothing was sent. More would be a burst that others on the link notice.
-const CATCH_UP: Duration = Duration::from_millis(10);
+/// The time that is made up for after nothing was sent, as on a machine that is too busy to wake a thread in time. More would be
+/// a burst that others on the link notice.
+const CATCH_UP: Duration = Duration::from_millis(25);
 /// The part of a second that pieces take which are late: one of each connection, and the one that is sent after them.
-const LATE: f64 = 0.03;
+const LATE: f64 = 0.02;
 /// The least data of a piece in bytes: less would be mostly the frame around it.
 const LEAST: usize = 64;
 /// The unit of larger pieces, so that each writes whole pages of the destination's memory.
