@@ -10,7 +10,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 /// The most warnings that are kept, each of which is shown at most twice beyond that.
-const MOST: usize = 1000;
+const MAX_KEPT: usize = 1000;
 
 static SHOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
@@ -31,7 +31,7 @@ impl<S: Subscriber> Layer<S> for Shown {
         event.record(&mut message);
         let mut shown = SHOWN.lock();
         if let Some(text) = message.0
-            && shown.len() < MOST
+            && shown.len() < MAX_KEPT
         {
             shown.insert(text);
         }

@@ -1,4 +1,4 @@
-//! How exactly `SourceOptions::bandwidth` is kept: memory full of noise migrates over loopback TCP with a limit, over 1 and 4
+//! The accuracy of `SourceOptions::bandwidth`: memory full of noise migrates over loopback TCP with a limit, over 1 and 4
 //! connections, with TLS and without. A relay in front of the destination counts the bytes of all connections as they arrive.
 //!
 //! The bytes are those of the TCP streams: frames, and with TLS its records. The rate is that between the first and the last

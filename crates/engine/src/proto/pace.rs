@@ -16,7 +16,7 @@ const CATCH_UP: Duration = Duration::from_millis(25);
 /// The part of a second that pieces take which are late: one of each connection, and the one that is sent after them.
 const LATE: f64 = 0.02;
 /// The least data of a piece in bytes: less would be mostly the frame around it.
-const LEAST: usize = 64;
+const MIN_PIECE: usize = 64;
 /// The unit of larger pieces, so that each writes whole pages of the destination's memory.
 const PAGE: usize = 4096;
 
@@ -38,7 +38,7 @@ impl Pace {
         let part = self.bytes_per_second.get() as f64 * LATE / (f64::from(lanes) + 1.0);
         // The cast saturates, at what no frame may have.
         #[expect(clippy::cast_sign_loss, reason = "no factor is negative")]
-        let part = (part as usize).clamp(LEAST, CHUNK);
+        let part = (part as usize).clamp(MIN_PIECE, CHUNK);
         if part > PAGE { part - part % PAGE } else { part }
     }
 

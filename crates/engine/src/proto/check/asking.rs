@@ -21,7 +21,7 @@ pub enum Ask {
     Pad(u64),
 }
 
-/// What a destination has answered.
+/// The answers of a destination.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     /// The time that its owner expects to need, if it has compared the tables.

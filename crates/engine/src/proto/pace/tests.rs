@@ -60,7 +60,7 @@ fn pieces_of_all_connections_are_a_small_part_of_a_second_and_whole_pages_if_the
         for lanes in [1, 2, 4, 16] {
             let piece = pace(rate).piece(lanes);
             let all = piece * (lanes as usize + 1);
-            assert!(piece == LEAST || all as f64 <= rate as f64 * LATE, "{rate} {lanes}: {piece}");
+            assert!(piece == MIN_PIECE || all as f64 <= rate as f64 * LATE, "{rate} {lanes}: {piece}");
             assert!(piece <= PAGE || piece.is_multiple_of(PAGE), "{rate} {lanes}: {piece}");
         }
     }
@@ -70,9 +70,9 @@ fn pieces_of_all_connections_are_a_small_part_of_a_second_and_whole_pages_if_the
 /// A connection: its thread sends whenever the pace and the link let it.
 #[derive(Clone, Debug)]
 struct Lane {
-    /// How fast its link is, beside the limit.
+    /// The speed of its link, as a multiple of the limit.
     speed: f64,
-    /// How late its thread wakes from a pause, in microseconds at most.
+    /// The longest delay with which its thread wakes from a pause, in microseconds.
     late: u64,
     /// Of so many frames one comes after a pause without data, of so many milliseconds.
     idle: Option<(u32, u64)>,
