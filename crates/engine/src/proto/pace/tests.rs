@@ -171,8 +171,8 @@ proptest! {
     #[test]
     fn no_second_has_less_than_five_percent_below_the_limit_while_connections_take_more(
         rate in rates(),
-        fast in prop::collection::vec((4.0..20.0_f64, 0..15_000_u64), 1..=8),
-        slow in prop::collection::vec((0.02..1.0_f64, 0..15_000_u64), 0..=8),
+        fast in prop::collection::vec((4.0..20.0_f64, 0..4000_u64), 1..=8),
+        slow in prop::collection::vec((0.02..1.0_f64, 0..4000_u64), 0..=8),
         seed: u64,
     ) {
         let lane = |(speed, late)| Lane { speed, late, idle: None };
