@@ -46,6 +46,12 @@ pub struct Report {
     pub final_bytes: u64,
     /// Bytes written to the link.
     pub wire_bytes: u64,
+    /// Set if memory and device state were compressed.
+    pub compression: bool,
+    /// Bytes on the link that memory took, with its frames.
+    pub memory_wire_bytes: u64,
+    /// Bytes on the link that device state took, with its frames.
+    pub device_wire_bytes: u64,
     /// The connections, the control connection first.
     pub lanes: Vec<LaneReport>,
     /// The throughput, as measured over the rounds.

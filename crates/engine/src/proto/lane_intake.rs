@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::control::{Control, Table};
+use super::frame::Kind;
 use super::intake::{Intake, Misplaced, misplaced};
 use super::lanes::Share;
 use super::negotiate::Feature;
@@ -58,6 +59,11 @@ impl LaneIntake {
         self.intake.memory(address, length)?;
         self.count(lane, length);
         Ok(share)
+    }
+
+    /// Checks that data may come compressed: see [`Intake::compressed`].
+    pub fn compressed(&self, kind: Kind) -> Result<(), Misplaced> {
+        self.intake.compressed(kind)
     }
 
     /// Takes in bytes of a device's state: see [`Intake::state`].

@@ -12,6 +12,7 @@
 
 pub mod backlog;
 pub mod check;
+pub mod compression;
 pub mod control;
 mod convergence;
 pub mod destination;

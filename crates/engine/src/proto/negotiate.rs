@@ -29,12 +29,14 @@ pub enum Feature {
     Lanes,
     /// A connection that is lost in pre-copy can be replaced.
     Resume,
+    /// Memory and state may be compressed, by Zstandard.
+    Zstd,
 }
 
 impl Feature {
     /// Every feature of this release.
-    pub const ALL: [Feature; 5] =
-        [Feature::Setup, Feature::Blobs, Feature::Ping, Feature::Lanes, Feature::Resume];
+    pub const ALL: [Feature; 6] =
+        [Feature::Setup, Feature::Blobs, Feature::Ping, Feature::Lanes, Feature::Resume, Feature::Zstd];
 
     /// Returns the name on the wire.
     pub const fn name(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Feature {
             Feature::Ping => "ping",
             Feature::Lanes => "lanes",
             Feature::Resume => "resume",
+            Feature::Zstd => "zstd",
         }
     }
 
@@ -127,10 +130,23 @@ impl Offer {
         self
     }
 
+    /// Offers to compress memory and state, or not to.
+    #[must_use]
+    pub fn with_compression(mut self, compresses: bool) -> Offer {
+        let name = Feature::Zstd.name();
+        if compresses {
+            self.features.insert(name.to_string());
+        } else {
+            self.features.remove(name);
+        }
+        self
+    }
+
     /// Returns the offer of a source that only asks whether its devices fit.
     pub fn for_check(migration: u128, features: &BTreeSet<Feature>, needs: &BTreeSet<Feature>) -> Offer {
-        // Nothing joins a check.
-        let features = features.iter().copied().filter(|feature| !feature.joins()).collect();
+        // Nothing joins a check, and no data is sent.
+        let is_of_check = |feature: &Feature| !feature.joins() && *feature != Feature::Zstd;
+        let features = features.iter().copied().filter(is_of_check).collect();
         let mut offer = Offer::new(migration, &features, needs);
         offer.features.insert(CHECK.to_string());
         offer.needs.insert(CHECK.to_string());
@@ -331,6 +347,21 @@ mod tests {
         let mut many = offer(&[2], &["ping"], &["ping"]);
         many.features.extend((0..1000).map(|number| format!("a{number}")));
         assert_eq!(choose(&many, &BTreeSet::from(Feature::ALL)), Ok(BTreeSet::from([Feature::Ping])));
+    }
+
+    #[test]
+    fn compression_is_offered_if_it_is_wanted() {
+        let all = BTreeSet::from(Feature::ALL);
+        let offered = Offer::new(7, &all, &BTreeSet::new());
+        assert!(!offered.clone().with_compression(false).features.contains("zstd"));
+        assert!(offered.with_compression(true).features.contains("zstd"));
+        assert!(
+            Offer::new(7, &BTreeSet::new(), &BTreeSet::new())
+                .with_compression(true)
+                .features
+                .contains("zstd")
+        );
+        assert!(!Offer::for_check(7, &all, &BTreeSet::new()).features.contains("zstd"), "no data is sent");
     }
 
     #[test]

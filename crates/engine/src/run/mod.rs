@@ -9,6 +9,7 @@ mod ask;
 mod buffers;
 mod cancel;
 mod check;
+mod compressors;
 mod copies;
 mod destination;
 mod device;

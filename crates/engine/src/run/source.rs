@@ -210,7 +210,8 @@ impl Source {
         let offer = Offer::new(uuid::Uuid::new_v4().as_u128(), &self.features, &needs);
         let can_reconnect = self.connector.is_some() && self.features.contains(&Feature::Resume);
         let reconnect = if can_reconnect { self.options.reconnect } else { Duration::ZERO };
-        let offer = offer.with_channels(channels).with_reconnect(reconnect);
+        let compresses = self.options.compression && self.features.contains(&Feature::Zstd);
+        let offer = offer.with_channels(channels).with_reconnect(reconnect).with_compression(compresses);
         let plan = Plan { offer, table, options: self.options };
         match Interrupt::new() {
             Ok(write) => self.run(plan, devices, channel, write),
@@ -369,9 +370,11 @@ impl Machine for Sending {
     }
 
     fn begins(&mut self, operation: &Operation) {
-        if let Operation::Send(Control::Table(table)) = operation
-            && let Some(window) = self.machine.keeps_state()
-        {
+        let Operation::Send(Control::Table(table)) = operation else { return };
+        if self.machine.compresses() {
+            self.transfer.compressors().use_them();
+        }
+        if let Some(window) = self.machine.keeps_state() {
             self.transfer.copies().keep(table.devices.len(), window);
             self.ledger.lock().keep_rounds();
         }

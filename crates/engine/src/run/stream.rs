@@ -109,18 +109,29 @@ fn send_batch(
     sent: &mut Sent,
     turn: &Turn<'_>,
 ) -> Result<(), Error> {
-    for stretch in batch.stretches() {
-        let (message, length) = match stretch {
-            Stretch::Zero { address, length } => {
-                sent.zero += length;
-                (Message::MemoryZero { address, length }, length)
-            }
-            Stretch::Data { address, data } => (Message::Memory { address, data }, data.len() as u64),
-        };
+    let most = transfer.compressors().most_memory();
+    let mut send = |message: Message<'_>, length: u64| {
         sent.bytes += length;
         sent.wire += transfer.send_on(lane, &message, turn)?;
         transfer.count(length);
+        Ok::<(), Error>(())
+    };
+    let mut zero = 0;
+    for stretch in batch.stretches() {
+        match stretch {
+            Stretch::Zero { address, length } => {
+                zero += length;
+                send(Message::MemoryZero { address, length }, length)?;
+            }
+            Stretch::Data { address, data } => {
+                for (piece, data) in data.chunks(most).enumerate() {
+                    let address = address + (piece * most) as u64;
+                    send(Message::Memory { address, data }, data.len() as u64)?;
+                }
+            }
+        }
     }
+    sent.zero += zero;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::compressors::Compressors;
 use super::copies::Copies;
 use super::pace::Pace;
 use super::worker::Turn;
@@ -38,6 +39,7 @@ pub(super) struct Transfer {
     moved: AtomicU64,
     /// The state that may have to be sent again.
     copies: Copies,
+    compressors: Compressors,
 }
 
 /// A connection.
@@ -73,6 +75,7 @@ impl Transfer {
             pace: None,
             moved: AtomicU64::new(0),
             copies: Copies::default(),
+            compressors: Compressors::default(),
         }
     }
 
@@ -119,6 +122,11 @@ impl Transfer {
         &self.copies
     }
 
+    /// Returns the compressors of what is sent.
+    pub(super) fn compressors(&self) -> &Compressors {
+        &self.compressors
+    }
+
     /// Returns the timeout for the peer to accept one frame.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
@@ -142,8 +150,10 @@ impl Transfer {
 
     /// Sends a message on a lane, or gathers it, and returns its bytes on the wire.
     pub(super) fn send_on(&self, lane: u32, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
-        self.keep_pace(message, turn)?;
-        self.with(lane, turn, |sender, until| sender.send(message, until))
+        self.compressors.compressed(message, |message| {
+            self.keep_pace(message, turn)?;
+            self.with(lane, turn, |sender, until| sender.send(message, until))
+        })
     }
 
     /// Sends a message of a device on its lane, or gathers it, and returns its bytes on the wire.
@@ -159,14 +169,17 @@ impl Transfer {
     /// Waits until the limit allows a message with data. Those without are not counted: they are small, and urgent.
     fn keep_pace(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<(), Error> {
         let Some(pace) = &self.pace else { return Ok(()) };
-        let (Message::Memory { data, .. }
-        | Message::DeviceState { data, .. }
-        | Message::Blob { data, .. }
-        | Message::Padding { data }) = message
-        else {
-            return Ok(());
+        let bytes = match message {
+            Message::Memory { data, .. }
+            | Message::DeviceState { data, .. }
+            | Message::Blob { data, .. }
+            | Message::Padding { data } => data.len(),
+            Message::CompressedMemory { data, .. } | Message::CompressedState { data, .. } => {
+                data.bytes.len()
+            }
+            Message::Control(_) | Message::MemoryZero { .. } | Message::Setup { .. } => return Ok(()),
         };
-        let start = pace.reserve(HEADER_BYTES + data.len(), Instant::now());
+        let start = pace.reserve(HEADER_BYTES + bytes, Instant::now());
         match Until::new(start, &self.interrupt).sleep() {
             WaitError::TimedOut => Ok(()),
             error => Err(self.failed(Error::of_channel(self.peer, self.timeout, error.into()), turn)),

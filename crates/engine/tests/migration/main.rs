@@ -7,6 +7,7 @@
 mod address_space;
 mod cancel;
 mod checks;
+mod compression;
 mod cuts;
 mod damage;
 #[path = "../decoder/mod.rs"]

@@ -2,6 +2,7 @@
 
 use whimbrel_engine::Error;
 use whimbrel_engine::proto::control::Control;
+use whimbrel_engine::proto::frame::Kind;
 use whimbrel_engine::proto::operation::{Event, Place};
 
 use super::coverage::Side;
@@ -44,6 +45,20 @@ impl World {
             return self.lane_lost(lane);
         }
         host.last_arrival = now;
+        let frame = match frame {
+            Frame::Compressed(frame) => {
+                let kind = if matches!(*frame, Frame::State { .. }) {
+                    Kind::DeviceStateZstd
+                } else {
+                    Kind::MemoryZstd
+                };
+                if let Err(misplaced) = host.intake.compressed(kind) {
+                    return self.lost(side, Error::Protocol(misplaced.to_string()));
+                }
+                *frame
+            }
+            other => other,
+        };
         let mut released = Vec::new();
         let checked = match &frame {
             _ if side == Side::Source => Ok(()),
@@ -63,7 +78,7 @@ impl World {
             Frame::Setup { device, .. } => host.intake.setup(lane, *device as u32),
             Frame::Blob { .. } => host.intake.blob(lane, "cpu", 1, true, 4),
             Frame::Padding => host.intake.padding(lane),
-            Frame::Join { .. } | Frame::Fin => Ok(()),
+            Frame::Compressed(_) | Frame::Join { .. } | Frame::Fin => Ok(()),
         };
         if let Err(misplaced) = checked {
             return self.lost(side, Error::Protocol(misplaced.to_string()));
@@ -98,7 +113,7 @@ impl World {
                 self.begin(side, place);
             }
             Frame::Blob { value } => host.blob = Some(value),
-            Frame::Padding | Frame::Join { .. } => {}
+            Frame::Padding | Frame::Compressed(_) | Frame::Join { .. } => {}
             Frame::Fin => self.lost(side, Error::Lost { side: "peer" }),
         }
     }

@@ -98,12 +98,13 @@ pub(crate) struct Coverage {
     pub(crate) with_lanes: u32,
     pub(crate) cut_lanes: u32,
     pub(crate) strangers: u32,
+    pub(crate) compressed: u32,
 }
 
 impl Default for Coverage {
     fn default() -> Coverage {
         let counts = [[[0; Blow::ALL.len()]; ROWS]; 2];
-        Coverage { counts, successes: 0, runs: 0, with_lanes: 0, cut_lanes: 0, strangers: 0 }
+        Coverage { counts, successes: 0, runs: 0, with_lanes: 0, cut_lanes: 0, strangers: 0, compressed: 0 }
     }
 }
 
@@ -130,6 +131,7 @@ impl Coverage {
         self.with_lanes += other.with_lanes;
         self.cut_lanes += other.cut_lanes;
         self.strangers += other.strangers;
+        self.compressed += other.compressed;
     }
 
     /// Whether no run has met the cell of this number.

@@ -265,16 +265,32 @@ impl World {
     fn push(&mut self, side: Side, place: Place, frame: Frame, bytes: u64) {
         self.say(|_| format!("{side:?} sends {frame:?}"));
         Oracle::sends(self, side, &frame);
+        let (frame, wire) = self.compressed(side, frame, bytes);
         if let Some(current) =
             self.host(side).workers.get_mut(&place).and_then(|worker| worker.current.as_mut())
         {
             current.is_out = true;
-            current.sent.wire += bytes + HEADER;
+            current.sent.wire += wire + HEADER;
             current.sent.bytes += bytes;
         }
         let lane = self.lane_of(side, &frame);
-        self.lane(side, lane).push(frame, bytes + HEADER);
+        self.lane(side, lane).push(frame, wire + HEADER);
         self.kick(side, lane);
+    }
+
+    /// A frame as a source sends it that compresses: some data becomes smaller. Returns its bytes as well.
+    fn compressed(&mut self, side: Side, frame: Frame, bytes: u64) -> (Frame, u64) {
+        let compresses = matches!(&self.host(side).machine, Some(super::host::Machine::Source(machine)) if machine.compresses());
+        let shrinks = match &frame {
+            Frame::Memory { value, .. } => value % 4 != 0,
+            Frame::State { bytes, .. } => bytes % 4 != 0,
+            _ => false,
+        };
+        if !compresses || !shrinks || bytes < 64 {
+            return (frame, bytes);
+        }
+        self.coverage.compressed = 1;
+        (Frame::Compressed(Box::new(frame)), bytes / 3 + 8)
     }
 
     /// What follows after a frame.

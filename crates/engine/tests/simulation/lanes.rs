@@ -76,6 +76,7 @@ impl World {
             Frame::State { device, .. } | Frame::Setup { device, .. } => {
                 Share::lane_of_device(*device as u32, lanes)
             }
+            Frame::Compressed(frame) => self.lane_of(side, frame),
             Frame::Control(_) | Frame::Blob { .. } | Frame::Padding | Frame::Fin => 0,
         }
     }

@@ -115,6 +115,7 @@ fn part(part: u64) {
         }
         assert_eq!(coverage.missing(), Vec::<String>::new(), "phases that were not met by a fault");
         assert!(coverage.successes * 10 > coverage.runs, "{} succeeded", coverage.successes);
+        assert!(coverage.compressed * 5 > coverage.runs, "{} compressed", coverage.compressed);
         let lanes = (coverage.with_lanes, coverage.cut_lanes, coverage.strangers);
         assert!(lanes.0 * 40 > coverage.runs && lanes.1 > 10 && lanes.2 > 10, "lanes: {lanes:?}");
     }

@@ -88,6 +88,7 @@ impl Source {
                     device.sent_at_last += sent.bytes;
                 }
                 self.report.wire_bytes += sent.wire;
+                self.state_was_sent(sent);
                 self.round.device += sent.bytes;
                 self.round.wire += sent.wire;
             }

@@ -61,6 +61,7 @@ impl Source {
                     self.report.zero_bytes += sent.zero;
                     self.round.memory += sent.bytes;
                     self.round.scanning += sent.scanning;
+                    self.memory_was_sent(sent);
                 }
                 self.report.wire_bytes += sent.wire;
                 self.round.wire += sent.wire;
@@ -76,6 +77,7 @@ impl Source {
                     Ok(features) => self.features = features,
                     Err(error) => return self.fail(error.into()),
                 }
+                self.agree_on_compression();
                 self.agree_on_resumption(accept);
                 self.accepted(accept.clone());
                 true

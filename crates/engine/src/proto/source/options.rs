@@ -47,6 +47,9 @@ pub struct SourceOptions {
     pub on_timeout: OnTimeout,
     /// The maximum of memory and state to send in a second, in bytes on the link, also after the stop.
     pub bandwidth: Option<NonZeroU64>,
+    /// Compress memory and device state, by Zstandard, if the destination can decompress it. Worth its processor time beside a
+    /// link of up to about 1 Gbit/s; see `docs/performance.md`.
+    pub compression: bool,
     /// Timeout for an answer of the destination, and for it to accept one frame of at most 1 MiB.
     pub timeout: Duration,
     /// Timeout for a call into a driver.
@@ -70,6 +73,7 @@ impl Default for SourceOptions {
             total_timeout: None,
             on_timeout: OnTimeout::Cancel,
             bandwidth: None,
+            compression: false,
             timeout: Duration::from_mins(1),
             call_timeout: Duration::from_secs(10),
             reconnect: Duration::ZERO,
@@ -132,6 +136,12 @@ impl SourceOptions {
     #[must_use]
     pub fn bandwidth(self, bytes_per_second: NonZeroU64) -> SourceOptions {
         SourceOptions { bandwidth: Some(bytes_per_second), ..self }
+    }
+
+    /// Sets [`SourceOptions::compression`].
+    #[must_use]
+    pub fn compression(self, compression: bool) -> SourceOptions {
+        SourceOptions { compression, ..self }
     }
 
     /// Sets [`SourceOptions::timeout`].
