@@ -56,6 +56,10 @@ pub(crate) struct Arguments {
     /// Send at most this much in a second, in bytes or with a unit such as 100MiB, also while the devices are stopped
     #[arg(long, value_name = "BYTES/S", value_parser = parse_bandwidth)]
     bandwidth: Option<NonZeroU64>,
+    /// Compress device state (Zstandard), for a link of up to about 1 Gbit/s. A destination that cannot decompress it gets it
+    /// as it is, with a warning
+    #[arg(long)]
+    compress: bool,
     /// Number of connections to spread memory and state over, 1 to 16. The destination may allow fewer
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     channels: u32,
@@ -161,6 +165,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .max_rounds(arguments.max_rounds)
         .on_timeout(arguments.on_timeout.into())
         .channels(arguments.channels)
+        .compression(arguments.compress)
         .timeout(timeout)
         .reconnect(Duration::from_secs(arguments.reconnect));
     options.downtime_max = arguments.downtime_max.map(Duration::from_millis);
@@ -352,6 +357,11 @@ impl fmt::Display for Text<'_> {
         }
         writeln!(f, "  final bytes   {}", output::exact_bytes(report.final_bytes))?;
         writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;
+        if report.compression {
+            let data = report.memory_bytes - report.zero_bytes + report.device_bytes;
+            let wire = report.memory_wire_bytes + report.device_wire_bytes;
+            writeln!(f, "  compressed    {} to {}", output::bytes(data), output::bytes(wire))?;
+        }
         writeln!(f, "  throughput    {}", output::rate(report.throughput_bytes_per_s))?;
         if let [_, _, ..] = &report.lanes[..] {
             writeln!(f, "  connections   {}", report.lanes.len())?;

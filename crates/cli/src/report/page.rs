@@ -130,6 +130,10 @@ fn figures(ended: Ended<'_>) -> Markup {
             dt { "Device state" } dd { (output::bytes(report.device_bytes)) (counted) }
             dt { "After the stop" } dd { (output::bytes(report.final_bytes)) (counted) }
             dt { "On the link" } dd { (output::bytes(report.wire_bytes)) (counted) }
+            @if report.compression {
+                dt { "of memory, compressed" } dd { (output::bytes(report.memory_wire_bytes)) (counted) }
+                dt { "of device state, compressed" } dd { (output::bytes(report.device_wire_bytes)) (counted) }
+            }
             @if report.reconnections > 0 {
                 dt { "Lost connections" } dd { (report.reconnections) " replaced, in " (ms(report.reconnecting_ms)) }
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use whimbrel_engine::Feature;
 use whimbrel_engine::channel::{Received, Receiver as Frames, Sender, Stream, Until};
@@ -47,6 +47,7 @@ fn a_device_moves_from_one_process_to_another() {
             [
                 "cpu_log",
                 "device_bytes",
+                "device_wire_bytes",
                 "devices",
                 "downtime_limit_ms",
                 "downtime_ms",
@@ -55,6 +56,7 @@ fn a_device_moves_from_one_process_to_another() {
                 "lanes",
                 "loading_ms",
                 "memory_bytes",
+                "memory_wire_bytes",
                 "migration",
                 "predicted_downtime_ms",
                 "reconnecting_ms",
@@ -129,6 +131,32 @@ fn a_migration_takes_no_more_of_the_link_than_it_may() {
     receiver.finish().succeeded();
     assert!(sent["total_ms"].as_f64().unwrap() >= 1900.0, "{sent}");
     assert!(sent["throughput_bytes_per_s"].as_f64().unwrap() < f64::from(5 << 20), "{sent}");
+}
+
+#[test]
+fn device_state_is_compressed_if_it_is_wanted() {
+    let target = "model:accel?state=8MiB";
+    let migrate = |options: &[&str]| {
+        let receiver = Receiver::start(&[target, "--listen", "127.0.0.1:0"]);
+        let sent = send(target, &receiver.address, options).succeeded();
+        receiver.finish().succeeded();
+        sent
+    };
+    let of = |sent: &Value, key: &str| sent[key].as_u64().unwrap();
+    let plain = migrate(&["--json"]).json();
+    assert_eq!(plain["compression"], false);
+    assert!(of(&plain, "device_wire_bytes") > of(&plain, "device_bytes"), "{plain}");
+    for more in [&["--compress", "--json"][..], &["--compress", "--channels=2", "--json"]] {
+        let sent = migrate(more).json();
+        assert_eq!((&sent["compression"], &sent["warnings"]), (&json!(true), &json!([])));
+        assert_eq!(sent["device_bytes"], plain["device_bytes"]);
+        assert!(of(&sent, "device_wire_bytes") < of(&sent, "device_bytes") / 2, "{sent}");
+        assert!(of(&sent, "wire_bytes") < of(&plain, "wire_bytes") / 2, "{sent}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("page.html");
+    migrate(&["--compress", "--report", page.to_str().unwrap()]).says(&["\n  compressed    8."]);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("of device state, compressed"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Migrations that compress memory and device state: what arrives, what crosses the link, and what a hostile source can do.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
@@ -8,15 +9,18 @@ use whimbrel_engine::channel::{Connector, Listener, Until, connect};
 use whimbrel_engine::proto::control::{Control, Table};
 use whimbrel_engine::proto::lanes::STRIPE;
 use whimbrel_engine::proto::message::{Compressed, Message};
-use whimbrel_engine::proto::negotiate::{Feature, Offer};
+use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer};
+use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Sent};
 
 use crate::live::assert_same_memory;
+use crate::machines::{answer, source_of, yields};
 use crate::support::certificates::trusting;
-use crate::support::engine::{Error, Received, Report};
+use crate::support::engine::{Error, Received, Report, SourceOptions};
 use crate::support::peer::{ID, Peer, hello, table};
 use crate::support::{Ended, Rig, Shape};
 
 const MIB: usize = 1 << 20;
+const WITHIN: Duration = Duration::from_secs(30);
 /// Two regions, of which the second begins in the middle of a stripe.
 const REGIONS: [(u64, usize); 2] = [(0, 9 * MIB + 0x3000), ((1 << 40) + 0x5000, 5 * MIB)];
 
@@ -87,7 +91,7 @@ fn device_state_is_compressed_without_memory_too() {
 fn each_lane_compresses_its_own_share_also_with_tls() {
     let folder = tempfile::tempdir().unwrap();
     let [here, there] = trusting(folder.path());
-    let until = || Until::timeout(Duration::from_secs(30));
+    let until = || Until::timeout(WITHIN);
     for channels in [2, 4] {
         for tls in [false, true] {
             let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
@@ -134,6 +138,48 @@ fn the_bandwidth_limit_is_that_of_the_link() {
     // The last frame goes as soon as those before it have had their time, and a pause is made up for in part.
     assert!(report.total_ms > (seconds - 0.6) * 1e3, "{report:?}");
     assert!(report.total_ms < 10.5e3, "{report:?}");
+}
+
+/// The downtime that a source predicts after a round in which 100 MiB of memory took 25 MiB of a link, in a second, with so much
+/// memory left.
+fn predicted(accepts: &Accept, memory_left: usize) -> Duration {
+    let mut source = source_of(100 * MIB as u64, SourceOptions::default().downtime_limit(WITHIN));
+    let mut now = Duration::ZERO;
+    while let Some(command) = source.poll() {
+        let Command::Start { id, operation, .. } = command else { panic!("{command:?}") };
+        let done = match &operation {
+            Operation::Record { .. } => break,
+            Operation::SendMemory => {
+                now += Duration::from_secs(1);
+                Done::Sent(Sent { bytes: 100 << 20, wire: 25 << 20, ..Sent::default() })
+            }
+            Operation::CollectMemoryLogs { .. } => Done::Bytes(memory_left as u64),
+            other => yields(other),
+        };
+        source.input(Event::Done { id, result: Ok(done) }, now);
+        match &operation {
+            Operation::Send(Control::Hello(_)) => {
+                source.input(Event::Received(Control::Accept(accepts.clone())), now);
+            }
+            Operation::Send(control) => {
+                if let Some(answer) = answer(control) {
+                    source.input(Event::Received(answer), now);
+                }
+            }
+            _ => {}
+        }
+    }
+    source.progress(0, now).expected_downtime.expect("a round is over")
+}
+
+#[test]
+fn the_downtime_is_predicted_from_the_bytes_that_data_takes_on_the_link() {
+    let compresses = Accept::new(&BTreeSet::from([Feature::Zstd]));
+    assert_eq!(predicted(&compresses, 40 * MIB), Duration::from_millis(400));
+    // All of it goes once more, and takes as long as the first time.
+    assert_eq!(predicted(&compresses, 100 * MIB), Duration::from_secs(1));
+    // Without compression the link carries as many bytes of data as of anything.
+    assert_eq!(predicted(&Accept::new(&BTreeSet::new()), 40 * MIB), Duration::from_millis(1600));
 }
 
 /// Lets a source by hand say something to a destination with memory, and returns what comes of it.

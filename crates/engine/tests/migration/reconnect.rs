@@ -518,3 +518,25 @@ fn a_destination_that_claims_to_have_what_was_not_sent_ends_the_migration() {
         assert!(matches!(error.outcome, Outcome::RunsOn), "{what}: {error}");
     }
 }
+
+#[test]
+fn compressed_data_is_sent_again_after_links_that_were_lost() {
+    let shape = Shape { initial: 3 << 20, ..Shape::default() };
+    let mut rig = resuming(Rig::new(&shape).with_memory(&REGIONS), WITHIN);
+    rig.options = rig.options.compression(true);
+    let mut data: Vec<u8> = (0..2 << 20).map(|index: usize| (index % 251) as u8 + 1).collect();
+    // What does not become smaller, so that the links have something to carry.
+    fastrand::Rng::with_seed(7).fill(&mut data[1 << 20..]);
+    vm_memory::Bytes::write_slice(&rig.memory.as_ref().unwrap().0, &data, vm_memory::GuestAddress(0))
+        .unwrap();
+    let cuts = [Cut::FromSource(400_000), Cut::FromSource(200_000), Cut::FromDestination(30)];
+    let (mut ended, links) = Net::new(&cuts).migrate(rig);
+    ended.assert_sane("compressed");
+    let (report, received) = (ended.sent.unwrap(), ended.received.unwrap());
+    assert!(report.compression && report.reconnections >= 2, "{report:?}");
+    assert_eq!(report.reconnections, received.reconnections);
+    assert!(links.iter().any(|(source, _)| source.contains(&kind::MEMORY_ZSTD)), "{links:?}");
+    assert!(links.iter().any(|(source, _)| source.contains(&kind::DEVICE_STATE_ZSTD)), "{links:?}");
+    assert_same_memory(ended.rig.memory.as_ref().unwrap());
+    ended.rig.assert_destination_has_it("after the migration");
+}
