@@ -11,9 +11,10 @@ use whimbrel_engine::proto::lanes::STRIPE;
 use whimbrel_engine::proto::message::{Compressed, Message};
 use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer};
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Sent};
+use whimbrel_engine::proto::source::{Plan, Source};
 
 use crate::live::assert_same_memory;
-use crate::machines::{answer, source_of, yields};
+use crate::machines::{answer, yields};
 use crate::support::certificates::trusting;
 use crate::support::engine::{Error, Received, Report, SourceOptions};
 use crate::support::peer::{ID, Peer, hello, table};
@@ -143,7 +144,9 @@ fn the_bandwidth_limit_is_that_of_the_link() {
 /// The downtime that a source predicts after a round in which 100 MiB of memory took 25 MiB of a link, in a second, with so much
 /// memory left.
 fn predicted(accepts: &Accept, memory_left: usize) -> Duration {
-    let mut source = source_of(100 * MIB as u64, SourceOptions::default().downtime_limit(WITHIN));
+    let offer = Offer::new(ID, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
+    let options = SourceOptions::default().downtime_limit(WITHIN);
+    let mut source = Source::new(Plan { offer, table: table(100 * MIB as u64), options }, Duration::ZERO);
     let mut now = Duration::ZERO;
     while let Some(command) = source.poll() {
         let Command::Start { id, operation, .. } = command else { panic!("{command:?}") };
