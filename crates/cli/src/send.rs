@@ -56,8 +56,8 @@ pub(crate) struct Arguments {
     /// Send at most this much in a second, in bytes or with a unit such as 100MiB, also while the devices are stopped
     #[arg(long, value_name = "BYTES/S", value_parser = parse_bandwidth)]
     bandwidth: Option<NonZeroU64>,
-    /// Compress device state (Zstandard), for a link of up to about 1 Gbit/s. A destination that cannot decompress it gets it
-    /// as it is, with a warning
+    /// Compress device state (Zstandard), for a slow link: 100 Mbit/s, or 1 Gbit/s with a processor to spare. A destination that
+    /// cannot decompress gets it as it is, with a warning
     #[arg(long)]
     compress: bool,
     /// Number of connections to spread memory and state over, 1 to 16. The destination may allow fewer

@@ -5,6 +5,9 @@
 
 #[path = "../prediction/link.rs"]
 mod link;
+#[allow(dead_code, reason = "other benchmarks use more of it")]
+#[path = "../migration/processor.rs"]
+mod processor;
 #[path = "../prediction/writer.rs"]
 mod writer;
 
@@ -81,14 +84,21 @@ fn memory(contents: &[u8]) -> Result<Arc<Memory>> {
     Ok(Arc::new(memory))
 }
 
+/// A finished migration, and the processor time of both sides and of the link.
+struct Move {
+    report: Report,
+    processor: Duration,
+}
+
 /// Migrates the memory and a device over a link. The guest writes `rate` bytes per second.
-fn migrate(contents: &[u8], throughput: u64, rate: u64, options: SourceOptions) -> Result<Report> {
+fn migrate(contents: &[u8], throughput: u64, rate: u64, options: SourceOptions) -> Result<Move> {
     let (here, there) = (memory(contents)?, Memory::from_ranges(&[(GuestAddress(0), contents.len())])?);
     let there = Arc::new(there);
     let arriving = Destination::new(vec![Box::new(device()?)]).memory(there.clone());
     let guest = Writer::start(here.clone(), rate);
     let source = Source::new(vec![Box::new(device()?)]).memory(here.clone(), here.clone()).guest(guest);
     let source = source.options(options);
+    let used = processor::own()?;
     let (sent, receiver) = if throughput == 0 {
         let mut listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
         let address: Address = listener.address().to_string().parse()?;
@@ -105,6 +115,7 @@ fn migrate(contents: &[u8], throughput: u64, rate: u64, options: SourceOptions) 
     };
     let report = sent.result?;
     receiver.join().map_err(|_| "the destination has failed")???;
+    let processor = processor::own_since(used)?;
     let (mut ours, mut theirs) = (vec![0; MIB], vec![0; MIB]);
     for at in (0..contents.len()).step_by(MIB) {
         here.read_slice(&mut ours, GuestAddress(at as u64))?;
@@ -113,7 +124,7 @@ fn migrate(contents: &[u8], throughput: u64, rate: u64, options: SourceOptions) 
             return Err(format!("the memory at {at:#x} differs").into());
         }
     }
-    Ok(report)
+    Ok(Move { report, processor })
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -122,11 +133,12 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Prints a row of medians, and returns the time.
-fn print(what: &str, reports: &[Report], plain: Option<f64>) -> f64 {
-    let of = |value: fn(&Report) -> f64| median(reports.iter().map(value).collect());
+fn print(what: &str, moves: &[Move], plain: Option<f64>) -> f64 {
+    let of = |value: fn(&Report) -> f64| median(moves.iter().map(|moved| value(&moved.report)).collect());
+    let processor = median(moves.iter().map(|moved| moved.processor.as_secs_f64()).collect());
     let total = of(|report| report.total_ms);
     println!(
-        "| {what} | {:.2} | {} | {:.1} | {:.1} | {} | {:.1} | {:.1} |",
+        "| {what} | {:.2} | {} | {processor:.2} | {:.1} | {:.1} | {} | {:.1} | {:.1} |",
         total / 1e3,
         plain.map_or("1".into(), |plain| format!("**{:.2}**", total / plain)),
         of(|report| report.wire_bytes as f64) / MIB as f64,
@@ -147,9 +159,9 @@ fn main() -> Result<()> {
         "A half of files, a quarter of noise, a quarter of zeros; 4 MiB of state; medians of {rounds}\n"
     );
     println!(
-        "| | seconds | to plain | on the link, MiB | data, MiB | rounds | predicted, ms | downtime, ms |"
+        "| | seconds | to plain | processor, s | on the link, MiB | data, MiB | rounds | predicted, ms | downtime, ms |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for (name, throughput, size) in LINKS {
         let contents = contents(size)?;
         // A guest that writes as much as half of the link carries.
@@ -160,18 +172,18 @@ fn main() -> Result<()> {
             let mut kinds =
                 [("plain", 1, vec![]), ("compressed", 1, vec![]), ("compressed, 2 lanes", 2, vec![])];
             for _ in 0..rounds.max(1) {
-                for (kind, channels, reports) in &mut kinds {
+                for (kind, channels, moves) in &mut kinds {
                     // One link has one connection.
                     if *channels > 1 && throughput != 0 {
                         continue;
                     }
                     let options = SourceOptions::default().compression(*kind != "plain").channels(*channels);
-                    reports.push(migrate(&contents, throughput, rate, options)?);
+                    moves.push(migrate(&contents, throughput, rate, options)?);
                 }
             }
             let mut plain = None;
-            for (kind, _, reports) in kinds.iter().filter(|(_, _, reports)| !reports.is_empty()) {
-                let total = print(&format!("{name}, guest {guest}, {kind}"), reports, plain);
+            for (kind, _, moves) in kinds.iter().filter(|(_, _, moves)| !moves.is_empty()) {
+                let total = print(&format!("{name}, guest {guest}, {kind}"), moves, plain);
                 plain.get_or_insert(total);
             }
         }

@@ -14,8 +14,7 @@ pub(super) struct Compression {
     state: Density,
 }
 
-/// The part of some data that is left on the link. Newer samples weigh as much as all older ones together, as in
-/// [`Bandwidth`](whimbrel_protocol::estimate::Bandwidth).
+/// The part of some data that is left on the link.
 #[derive(Clone, Copy, Debug, Default)]
 struct Density {
     bytes: f64,
@@ -26,14 +25,27 @@ impl Density {
     /// Smaller samples say little of other data, so they are ignored once a better one exists.
     const MIN_BYTES: f64 = 65536.0;
 
+    /// Takes in data that weighs as much as all before it together, as in
+    /// [`Bandwidth`](whimbrel_protocol::estimate::Bandwidth): devices differ.
     fn sample(&mut self, bytes: u64, wire: u64) {
-        let (bytes, wire) = (bytes as f64, wire as f64);
-        if bytes <= 0.0 || (bytes < Self::MIN_BYTES && self.bytes >= Self::MIN_BYTES) {
+        if self.is_known_better(bytes) {
             return;
         }
+        let (bytes, wire) = (bytes as f64, wire as f64);
         let keep = (bytes / self.bytes.max(bytes)).min(1.0);
         self.bytes = self.bytes * keep + bytes;
         self.wire = self.wire * keep + wire;
+    }
+
+    /// Takes in data that says more than all before it: what is written in a round is what was written in the last one.
+    fn replace(&mut self, bytes: u64, wire: u64) {
+        if !self.is_known_better(bytes) {
+            *self = Density { bytes: bytes as f64, wire: wire as f64 };
+        }
+    }
+
+    fn is_known_better(self, bytes: u64) -> bool {
+        bytes == 0 || ((bytes as f64) < Self::MIN_BYTES && self.bytes >= Self::MIN_BYTES)
     }
 
     /// Returns the bytes on the link of so many bytes of such data. Without a sample they are as many.
@@ -64,7 +76,7 @@ impl Source {
     pub(super) fn memory_was_sent(&mut self, sent: Sent) {
         self.report.memory_wire_bytes += sent.wire;
         if self.compresses() {
-            self.compression.memory.sample(sent.bytes.saturating_sub(sent.zero), sent.wire);
+            self.compression.memory.replace(sent.bytes.saturating_sub(sent.zero), sent.wire);
         }
     }
 
@@ -111,6 +123,17 @@ mod tests {
         assert_eq!(density.of(4000), 2000);
         density.sample(100, 200);
         assert_eq!(density.of(4000), 2000, "too little data to say anything");
+    }
+
+    #[test]
+    fn the_newest_memory_counts_alone() {
+        let mut density = Density::default();
+        density.replace(1 << 30, 1 << 29);
+        density.replace(1 << 20, 1 << 18);
+        assert_eq!(density.of(4000), 1000);
+        density.replace(100, 200);
+        density.replace(0, 40);
+        assert_eq!(density.of(4000), 1000, "too little data to say anything");
     }
 
     #[test]

@@ -47,8 +47,8 @@ pub struct SourceOptions {
     pub on_timeout: OnTimeout,
     /// The maximum of memory and state to send in a second, in bytes on the link, also after the stop.
     pub bandwidth: Option<NonZeroU64>,
-    /// Compress memory and device state, by Zstandard, if the destination can decompress it. Worth its processor time beside a
-    /// link of up to about 1 Gbit/s; see `docs/performance.md`.
+    /// Compress memory and device state, by Zstandard, if the destination can decompress it. For slow links: beside 100 Mbit/s it
+    /// is worth its processor time, beside 1 Gbit/s only with a processor to spare for each connection.
     pub compression: bool,
     /// Timeout for an answer of the destination, and for it to accept one frame of at most 1 MiB.
     pub timeout: Duration,
