@@ -56,7 +56,7 @@ fn read_files(folder: &Path, most: usize, data: &mut Vec<u8>) {
     }
 }
 
-/// What the memory of a guest of this size holds.
+/// Returns the contents of the memory of a guest of this size.
 fn contents(size: usize) -> Result<Vec<u8>> {
     let mut data = Vec::new();
     for folder in FOLDERS {
