@@ -199,7 +199,8 @@ mod tests {
             assert!(error.contains(&format!("claims 5000 bytes of {other}")), "{error}");
         }
         // A MiB of zeros in a few bytes.
-        let bomb = compressor.compress(&Message::DeviceState { device: 0, ends: false, data: &[0; 1 << 20] });
+        let zeros = vec![0; 1 << 20];
+        let bomb = compressor.compress(&Message::DeviceState { device: 0, ends: false, data: &zeros });
         let Some(Message::CompressedState { data, .. }) = bomb else { panic!("{bomb:?}") };
         assert!(data.bytes.len() < 200);
         assert!(refused(4096, data.bytes).contains("claims 1048576 bytes of 4096"));

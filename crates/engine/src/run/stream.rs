@@ -110,7 +110,7 @@ fn send_batch(
     turn: &Turn<'_>,
 ) -> Result<(), Error> {
     let most = transfer.compressors().most_memory();
-    let mut send = |message: Message<'_>, length: u64| {
+    let mut give = |message: Message<'_>, length: u64| {
         sent.bytes += length;
         sent.wire += transfer.send_on(lane, &message, turn)?;
         transfer.count(length);
@@ -121,12 +121,12 @@ fn send_batch(
         match stretch {
             Stretch::Zero { address, length } => {
                 zero += length;
-                send(Message::MemoryZero { address, length }, length)?;
+                give(Message::MemoryZero { address, length }, length)?;
             }
             Stretch::Data { address, data } => {
                 for (piece, data) in data.chunks(most).enumerate() {
                     let address = address + (piece * most) as u64;
-                    send(Message::Memory { address, data }, data.len() as u64)?;
+                    give(Message::Memory { address, data }, data.len() as u64)?;
                 }
             }
         }
