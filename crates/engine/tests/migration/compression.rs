@@ -133,7 +133,7 @@ fn the_bandwidth_limit_is_that_of_the_link() {
     let mut rig = rig();
     // Uncompressed, the data would take 11 s and more.
     let limit = MIB as u64;
-    rig.options = rig.options.bandwidth(limit.try_into().unwrap()).downtime_limit(Duration::from_secs(60));
+    rig.options = rig.options.bandwidth(limit.try_into().unwrap()).downtime_limit(Duration::from_mins(1));
     let report = assert_compressed(rig.migrate(), 1);
     let seconds = (report.memory_wire_bytes + report.device_wire_bytes) as f64 / limit as f64;
     // The last frame goes as soon as those before it have had their time, and a pause is made up for in part.
