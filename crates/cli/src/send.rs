@@ -357,9 +357,9 @@ impl fmt::Display for Text<'_> {
         }
         writeln!(f, "  final bytes   {}", output::exact_bytes(report.final_bytes))?;
         writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;
-        if report.compression {
-            let data = report.memory_bytes - report.zero_bytes + report.device_bytes;
-            let wire = report.memory_wire_bytes + report.device_wire_bytes;
+        let data = report.memory_bytes - report.zero_bytes + report.device_bytes;
+        let wire = report.memory_wire_bytes + report.device_wire_bytes;
+        if report.compression && wire < data {
             writeln!(f, "  compressed    {} to {}", output::bytes(data), output::bytes(wire))?;
         }
         writeln!(f, "  throughput    {}", output::rate(report.throughput_bytes_per_s))?;

@@ -50,7 +50,7 @@ pub struct Report {
     pub compression: bool,
     /// Bytes on the link that memory took, with its frames.
     pub memory_wire_bytes: u64,
-    /// Bytes on the link that device state took, with its frames.
+    /// Bytes on the link that device state and the setups of devices took, with their frames.
     pub device_wire_bytes: u64,
     /// The connections, the control connection first.
     pub lanes: Vec<LaneReport>,

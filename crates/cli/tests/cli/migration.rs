@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use whimbrel_engine::Feature;
 use whimbrel_engine::channel::{Received, Receiver as Frames, Sender, Stream, Until};
@@ -134,7 +134,8 @@ fn a_migration_takes_no_more_of_the_link_than_it_may() {
 }
 
 #[test]
-fn device_state_is_compressed_if_it_is_wanted() {
+fn compression_is_used_if_it_is_wanted_and_noise_is_sent_as_it_is() {
+    // The models' state is noise.
     let target = "model:accel?state=8MiB";
     let migrate = |options: &[&str]| {
         let receiver = Receiver::start(&[target, "--listen", "127.0.0.1:0"]);
@@ -142,20 +143,19 @@ fn device_state_is_compressed_if_it_is_wanted() {
         receiver.finish().succeeded();
         sent
     };
-    let of = |sent: &Value, key: &str| sent[key].as_u64().unwrap();
     let plain = migrate(&["--json"]).json();
     assert_eq!(plain["compression"], false);
-    assert!(of(&plain, "device_wire_bytes") > of(&plain, "device_bytes"), "{plain}");
     for more in [&["--compress", "--json"][..], &["--compress", "--channels=2", "--json"]] {
         let sent = migrate(more).json();
         assert_eq!((&sent["compression"], &sent["warnings"]), (&json!(true), &json!([])));
-        assert_eq!(sent["device_bytes"], plain["device_bytes"]);
-        assert!(of(&sent, "device_wire_bytes") < of(&sent, "device_bytes") / 2, "{sent}");
-        assert!(of(&sent, "wire_bytes") < of(&plain, "wire_bytes") / 2, "{sent}");
+        for key in ["device_bytes", "device_wire_bytes"] {
+            assert_eq!(sent[key], plain[key], "{key}");
+        }
     }
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("page.html");
-    migrate(&["--compress", "--report", page.to_str().unwrap()]).says(&["\n  compressed    8."]);
+    let told = migrate(&["--compress", "--report", page.to_str().unwrap()]);
+    assert!(!told.text().contains("compressed"), "{}", told.text());
     assert!(std::fs::read_to_string(&page).unwrap().contains("of device state, compressed"));
 }
 
