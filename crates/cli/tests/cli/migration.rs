@@ -148,9 +148,11 @@ fn compression_is_used_if_it_is_wanted_and_noise_is_sent_as_it_is() {
     for more in [&["--compress", "--json"][..], &["--compress", "--channels=2", "--json"]] {
         let sent = migrate(more).json();
         assert_eq!((&sent["compression"], &sent["warnings"]), (&json!(true), &json!([])));
-        for key in ["device_bytes", "device_wire_bytes"] {
-            assert_eq!(sent[key], plain[key], "{key}");
-        }
+        assert_eq!(sent["device_bytes"], plain["device_bytes"]);
+        // Little else is left of what can become smaller.
+        let saved =
+            plain["device_wire_bytes"].as_u64().unwrap() - sent["device_wire_bytes"].as_u64().unwrap();
+        assert!(saved < 1000, "{sent}");
     }
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("page.html");
