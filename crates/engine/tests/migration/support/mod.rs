@@ -1,6 +1,7 @@
 //! What the tests build migrations from: devices whose every request can be made to fail, memory, a program around the
 //! devices, and links that are cut.
 
+mod cases;
 pub(crate) mod certificates;
 pub(crate) mod control;
 #[allow(dead_code, reason = "archives use more of it")]
@@ -14,6 +15,7 @@ mod rig;
 mod watch;
 pub(crate) mod wire;
 
+pub(crate) use cases::try_all;
 pub(crate) use control::{At, Control};
 pub(crate) use device::{Shape, open_any, open_in};
 pub(crate) use program::Program;
