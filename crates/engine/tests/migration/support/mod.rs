@@ -7,6 +7,7 @@ pub(crate) mod control;
 #[allow(dead_code, reason = "archives use more of it")]
 mod device;
 pub(crate) mod engine;
+pub(crate) mod links;
 pub(crate) mod peer;
 mod program;
 mod proxy;
@@ -19,7 +20,7 @@ pub(crate) use cases::try_all;
 pub(crate) use control::{At, Control};
 pub(crate) use device::{Shape, open_any, open_in};
 pub(crate) use program::Program;
-pub(crate) use proxy::{Cut, Recording, Throttle, proxy, proxy_through, proxy_to};
+pub(crate) use proxy::{Cut, Throttle, proxy, proxy_through};
 pub(crate) use recorder::{Recorder, Written};
 pub(crate) use rig::{Ended, Memory, OwnLog, Rig, Side, Unit, memory, migrate_between, to_device};
 pub(crate) use watch::on_phase;

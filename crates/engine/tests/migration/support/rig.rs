@@ -171,6 +171,8 @@ pub(crate) struct Rig {
     pub(crate) there_options: DestinationOptions,
     /// Takes in further connections at a destination without a listener.
     pub(crate) there_joins: Option<Joins>,
+    /// The destination is cancelled once the source has failed: over links, it would wait for it in vain.
+    pub(crate) ends_together: bool,
 }
 
 /// A migration that has ended, well or not.
@@ -247,6 +249,10 @@ impl Channel for First {
         self.0.readiness_fd()
     }
 
+    fn expect(&self, bytes: usize) {
+        self.0.expect(bytes);
+    }
+
     fn shutdown_write(&self) -> io::Result<()> {
         self.0.shutdown_write()
     }
@@ -283,6 +289,7 @@ impl Rig {
                 .timeout(PATIENCE),
             there_options: DestinationOptions::default().timeout(PATIENCE),
             there_joins: None,
+            ends_together: false,
         };
         for (number, (unit, shape)) in rig.here.units.iter().zip(here).enumerate() {
             let state: Vec<u8> = (1..=shape.size).map(|index| (index + number) as u8).collect();
@@ -389,6 +396,10 @@ impl Rig {
             });
             let first = connector.connect(Until::timeout(PATIENCE)).unwrap();
             let sent = source.connector(connector).send(First(first));
+            let is_back = |error: &SendError| !matches!(error.outcome, Outcome::Unknown);
+            if self.ends_together && sent.result.as_ref().is_err_and(is_back) {
+                self.there.cancel.cancel("the source has ended");
+            }
             (sent, receiving.join().unwrap())
         });
         self.here.put_back(sent.devices);
