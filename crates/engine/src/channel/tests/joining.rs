@@ -134,3 +134,21 @@ fn a_program_without_a_listener_gives_connections_itself() {
     send_first(&other, Control::Ping { id: 1 });
     assert!(matches!(joins.join(its_end, soon()), Err(JoinError::Channel(ChannelError::Malformed(_)))));
 }
+
+#[test]
+fn a_connection_that_is_refused_can_read_the_reason_whatever_it_has_sent_meanwhile() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let far = Stream::from(listener.accept().unwrap().0);
+    let mut sender = Sender::new(Arc::new(Stream::from(near.try_clone().unwrap())));
+    sender.send(&Control::Join(join(1)).into(), soon()).unwrap();
+    sender.send(&Message::Padding { data: &vec![0; 50_000] }, soon()).unwrap();
+    sender.finish(soon()).unwrap();
+    let error = Joins::new().join(far, soon()).unwrap_err();
+    assert!(matches!(error, JoinError::NoSuchMigration(_)), "{error}");
+    // One that was closed with unread data is reset, and the reason may be lost on the way.
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut near, &mut answer).expect("it ends in good order");
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.ends_with(r#"{"reason":"no such migration"}"#), "{answer}");
+}
