@@ -68,9 +68,9 @@ pub(crate) struct Arguments {
     /// Retry to connect for this long while nothing listens at ADDR, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     patience: u64,
-    /// After the connection is lost before the devices stop, try for this long to reach the destination again and go on,
+    /// After a connection is lost before the devices stop, try for this long to reach the destination again and go on,
     /// in seconds. The destination needs --reconnect as well; the shorter time counts. 0: the loss ends the migration.
-    /// Of several connections (--channels) none is replaced
+    /// Of several connections (--channels), all are replaced when one is lost
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     reconnect: u64,
     /// Record the migration in this file, so that `whimbrel resolve` can settle its outcome after a crash. It is created if
@@ -125,12 +125,6 @@ Examples:
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    if arguments.channels > 1 && arguments.reconnect > 0 {
-        return Err(Failure::usage(
-            "--reconnect replaces a single connection, and --channels asks for several",
-        )
-        .hint("omit one of the two"));
-    }
     let address = &arguments.to;
     let tls = arguments.protection.tls(address)?;
     if let Some(tls) = &tls {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use whimbrel_protocol::handover::{Entry, Unexpected};
 use whimbrel_user::State;
 
-use crate::channel::{ChannelError, ConnectorError, TlsError, named};
+use crate::channel::{ChannelError, ConnectError, ConnectorError, TlsError, WaitError, named};
 use crate::guest::GuestError;
+use crate::proto::greeting::BUSY;
 use crate::proto::operation::Operation;
 use crate::set::RamError;
 
@@ -439,6 +440,16 @@ impl Error {
         matches!(self, Error::Link(_) | Error::Silent { .. } | Error::Lost { .. })
     }
 
+    /// Returns whether another attempt to open a connection may succeed: it was refused for now, or nobody has answered.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Error::Peer { reason, .. } => reason.starts_with(BUSY),
+            Error::Connect(error) => is_passing(&**error),
+            Error::Lane { error, .. } => error.is_passing(),
+            error => error.is_a_break(),
+        }
+    }
+
     /// Returns a general hint for the operator, if there is one.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
@@ -471,6 +482,44 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Returns whether a connector may connect later. One with errors of its own says nothing of that.
+fn is_passing(error: &(dyn std::error::Error + 'static)) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable,
+        NetworkUnreachable, NotFound, TimedOut, UnexpectedEof, WouldBlock,
+    };
+    if let Some(error) = error.downcast_ref::<ConnectError>() {
+        return match error {
+            ConnectError::TimedOut(_) => true,
+            ConnectError::Failed { error, .. } => is_passing(error),
+            _ => false,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<TlsError>() {
+        return match error {
+            TlsError::Wait(WaitError::TimedOut) => true,
+            TlsError::Failed(error) => is_passing(error),
+            _ => false,
+        };
+    }
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(
+        kind,
+        Some(
+            BrokenPipe
+                | ConnectionAborted
+                | ConnectionRefused
+                | ConnectionReset
+                | HostUnreachable
+                | NetworkUnreachable
+                | NotFound
+                | TimedOut
+                | UnexpectedEof
+                | WouldBlock
+        )
+    )
 }
 
 impl From<whimbrel_user::Error> for Error {

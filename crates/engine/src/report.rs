@@ -50,7 +50,7 @@ pub struct Report {
     pub lanes: Vec<LaneReport>,
     /// The throughput, as measured over the rounds.
     pub throughput_bytes_per_s: f64,
-    /// The number of connections that were lost in pre-copy and replaced.
+    /// The number of times that a connection was lost in pre-copy and replaced, with all others.
     pub reconnections: u32,
     /// The time in which there was none, in milliseconds.
     pub reconnecting_ms: f64,

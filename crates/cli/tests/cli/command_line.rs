@@ -29,7 +29,7 @@ const COMMANDS: [&str; 20] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 95] = [
+const WRONG: [(&[&str], &str, &str); 94] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -153,11 +153,6 @@ const WRONG: [(&[&str], &str, &str); 95] = [
     (&["receive", "model:serial", "--listen", "a:1", "--timeout", "soon"], "'--timeout <SECONDS>'", "--help"),
     (&["send", "model:serial", "--to", "unix:a", "--bandwidth", "1"], "expected at least 64KiB", "--help"),
     (&["send", "model:serial", "--to", "unix:a", "--channels", "17"], "'--channels <N>'", "--help"),
-    (
-        &["send", "model:serial", "--to", "unix:a", "--channels", "2", "--reconnect", "9"],
-        "--reconnect replaces a single connection",
-        "omit one of the two",
-    ),
     (&["receive", "model:serial", "--listen", "a:1", "--channels", "0"], "'--channels <N>'", "--help"),
     (
         &["receive", "model:serial", "--listen", "unix:a", "--receive-memory", "1MiB"],

@@ -33,6 +33,21 @@ fn devices_move_over_four_connections_each_over_its_own() {
 }
 
 #[test]
+fn several_connections_may_be_replaced_when_one_is_lost() {
+    let receiver = receiver(&["--reconnect=9"]);
+    let more = ["--channels=3", "--reconnect=9", "--json"];
+    let sent = send(&receiver.address, &more).succeeded();
+    assert!(!sent.stderr.contains("warning"), "{}", sent.stderr);
+    assert_eq!(sent.json()["lanes"].as_array().unwrap().len(), 3);
+    receiver.finish().succeeded();
+    let receiver = self::receiver(&[]);
+    send(&receiver.address, &more)
+        .succeeded()
+        .says(&["warning: a lost connection will end the migration: the destination does not wait"]);
+    receiver.finish().succeeded();
+}
+
+#[test]
 fn people_are_told_of_the_connections_and_of_those_that_are_not_allowed() {
     let receiver = receiver(&["--channels=2"]);
     let sent = send(&receiver.address, &["--channels=3"]).succeeded();

@@ -88,6 +88,20 @@ impl Joins {
         *self.0.lock() = Some(Open { expected, identity, taker: Box::new(taker) });
     }
 
+    /// Refuses lanes from here on. None is being handed over once this returns.
+    pub(crate) fn forget_lanes(&self) {
+        if let Some(open) = &mut *self.0.lock() {
+            open.expected.forget_lanes();
+        }
+    }
+
+    /// Lets the lanes in that stand beside the replacement with this number.
+    pub(crate) fn expect_lanes_of(&self, resumption: u32) {
+        if let Some(open) = &mut *self.0.lock() {
+            open.expected.expect_lanes_of(resumption);
+        }
+    }
+
     /// Refuses all from here on.
     pub(crate) fn close(&self) {
         // What the taker holds is dropped without the lock.
@@ -113,7 +127,7 @@ impl Joins {
             && open.identity == identity
             && open.expected.admit(join).is_ok()
         {
-            (open.taker)(Further { purpose: join.purpose.clone(), sender, receiver });
+            (open.taker)(Further { purpose: join.purpose, sender, receiver });
             return Ok(());
         }
         Err(Box::new((sender, receiver)))

@@ -19,9 +19,10 @@ use super::door::Door;
 use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close};
 use super::inflow::Inflow;
 use super::journal::Journal;
-use super::line::{Line, Readmit};
+use super::line::{Lanes, Line};
 use super::owner::OwnerHand;
 use super::receiver::{Inbound, Shared};
+use super::replace::Readmit;
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
@@ -244,13 +245,13 @@ impl Destination {
             secret: self.joins.as_ref().and_then(|_| secret_for_joins()),
             options: self.options,
         };
-        match Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?))) {
-            Ok((write, read)) => {
+        match Interrupt::new() {
+            Ok(write) => {
                 let machine = match greeting {
                     Some(greeting) => machine::Destination::of_greeted(site, greeting, Duration::ZERO),
                     None => machine::Destination::new(site, Duration::ZERO),
                 };
-                self.run(machine, devices, sender, receiver, write, read)
+                self.run(machine, devices, sender, receiver, write)
             }
             Err(error) => Arrived {
                 result: Err(Error::Thread(error)),
@@ -266,7 +267,6 @@ impl Destination {
         sender: Sender,
         receiver: Receiver,
         write: Interrupt,
-        read: Interrupt,
     ) -> Arrived {
         let timeout = self.options.timeout;
         let transfer = Arc::new(Transfer::new(sender, write, timeout, SOURCE));
@@ -281,9 +281,11 @@ impl Destination {
         let blobs = Arc::new(Mutex::new(Vec::new()));
         let inflow = Arc::new(Inflow::default());
         let frames = Frames::default();
-        let back = Arc::default();
+        let (lanes, back) = (Lanes::default(), Arc::default());
         let replace = Readmit {
             line: frames.line.clone(),
+            lanes: lanes.clone(),
+            joins: self.joins.clone(),
             back: Arc::clone(&back),
             inflow: inflow.clone(),
             listen: frames.listen(),
@@ -322,7 +324,6 @@ impl Destination {
             blobs,
             buffers: buffers.clone(),
             events: events.clone(),
-            stop: read.clone(),
             confirms: confirms.clone(),
             arrived: arrived.clone(),
             held_up: held_up.clone(),
@@ -332,7 +333,7 @@ impl Destination {
         };
         *frames.shared.lock() = Some(shared.clone());
         let spawned = frames.receive(receiver);
-        let door = self.joins.map(|joins| Door::new(joins, identity, shared, back));
+        let door = self.joins.map(|joins| Door { joins, identity, shared, lanes: lanes.clone(), back });
         let mut receiving =
             Receiving { machine, inflow: inflow.clone(), arrived, held_up, confirms, timeout, door };
         if let Err(error) = spawned {
@@ -342,16 +343,16 @@ impl Destination {
         hands.work(&mut receiving, &mut *self.observer);
         let result = receiving.machine.result();
         // Lanes keep their connections until the source has been told the reason.
-        let lanes = receiving.door.take().map(Door::close);
+        let closed = receiving.door.take().map(Door::close);
         let lane_bytes = inflow.with(|intake| intake.lane_bytes().collect());
         buffers.close();
         frames.stop();
         inflow.close();
-        read.set();
+        lanes.stop();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err());
         close(&transfer, &frames.line, Ending::of(failure));
-        drop(lanes);
+        drop((closed, lanes));
         let result = result
             .unwrap_or(Err(Error::Interrupted))
             .map(|taken| Received { lane_bytes, ..Received::from(taken) });

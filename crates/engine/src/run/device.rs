@@ -216,7 +216,7 @@ impl DeviceHand {
         let (pieces, total) = left.map_err(|misplaced| Error::Protocol(misplaced.to_string()))?;
         for piece in pieces {
             let message = Message::DeviceState { device: self.number, ends: piece.ends, data: &piece.data };
-            self.transfer.send(&message, turn)?;
+            self.transfer.send_of_device(self.number, &message, turn)?;
         }
         Ok(Done::Bytes(total))
     }

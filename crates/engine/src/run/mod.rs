@@ -24,6 +24,7 @@ mod owner;
 mod pace;
 mod read_ahead;
 mod receiver;
+mod replace;
 mod resolve;
 mod source;
 mod stream;

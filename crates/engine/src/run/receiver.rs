@@ -18,7 +18,6 @@ use crate::error::Error;
 use crate::guest::{Blob, BlobName};
 use crate::proto::DESTINATION;
 use crate::proto::control::Control;
-use crate::proto::lane_intake::LaneIntake;
 use crate::proto::lanes::Share;
 use crate::proto::message::{DEVICE_STATE_HEAD as DEVICE_HEAD, Message};
 use crate::proto::operation::Event;
@@ -81,8 +80,6 @@ pub(super) struct Shared {
     pub(super) blobs: Arc<Mutex<Vec<Blob>>>,
     pub(super) buffers: Buffers,
     pub(super) events: Sender<Event>,
-    /// Stops the lanes beside the control connection.
-    pub(super) stop: Interrupt,
     /// Set if the source waits for its state to be confirmed.
     pub(super) confirms: Arc<AtomicBool>,
     /// The time of the last arrival, in microseconds since `began`.
@@ -114,9 +111,12 @@ impl Shared {
     /// Lets the source forget state that has arrived, if there is enough of it.
     fn confirm(&self) {
         if self.confirms.load(Ordering::Relaxed) {
-            for (device, bytes) in self.inflow.with(LaneIntake::unconfirmed) {
-                tell(&self.events, Event::StateArrived { device, bytes });
-            }
+            // The events of all lanes keep the order in which it has arrived: the source takes no step back.
+            self.inflow.with(|intake| {
+                for (device, bytes) in intake.unconfirmed() {
+                    tell(&self.events, Event::StateArrived { device, bytes });
+                }
+            });
         }
     }
 }

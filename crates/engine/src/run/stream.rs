@@ -5,8 +5,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::lanes::{each_lane, open_lanes};
-use super::line::Replace;
 use super::read_ahead::send_batches;
+use super::replace::Replace;
 use super::transfer::Transfer;
 use super::worker::{Hand, Turn};
 use crate::channel::Connect;
@@ -130,12 +130,11 @@ impl Hand for StreamHand {
             Operation::Send(control) => {
                 self.transfer.send_now(&Message::Control(control), turn).map(|_| Done::Nothing)
             }
-            Operation::OpenLanes { migration, secret, channels } => {
+            Operation::OpenLanes { joins, timeout } => {
                 let Some(connector) = &mut self.connector else {
                     return Err(Error::Protocol("further connections without a connector".into()));
                 };
-                open_lanes(&mut **connector, &self.transfer, migration, secret, channels, turn)
-                    .map(|()| Done::Nothing)
+                open_lanes(&mut **connector, &self.transfer, &joins, timeout, turn).map(|()| Done::Nothing)
             }
             Operation::MarkLanes(number) => self.mark_lanes(number, turn).map(|()| Done::Nothing),
             Operation::StartMemoryLogs => {

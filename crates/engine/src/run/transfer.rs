@@ -21,8 +21,6 @@ use crate::report::LaneReport;
 #[derive(Debug)]
 pub(super) struct Transfer {
     control: Lane,
-    /// The bytes that went to control connections which were replaced.
-    replaced: AtomicU64,
     /// The lanes from 1 on, once they have been opened.
     further: OnceLock<Vec<Lane>>,
     interrupt: Interrupt,
@@ -40,17 +38,26 @@ pub(super) struct Transfer {
     copies: Copies,
 }
 
-/// A connection.
+/// A connection, and those that it replaces.
 #[derive(Debug)]
 struct Lane {
     sender: Mutex<Sender>,
+    /// The bytes that went to connections which were replaced.
+    replaced: AtomicU64,
     /// The time in which it sent, in nanoseconds.
     sending: AtomicU64,
 }
 
 impl Lane {
     fn new(sender: Sender) -> Lane {
-        Lane { sender: Mutex::new(sender), sending: AtomicU64::new(0) }
+        Lane { sender: Mutex::new(sender), replaced: AtomicU64::new(0), sending: AtomicU64::new(0) }
+    }
+
+    /// Sends on another connection from here on. The one before is closed once nobody receives from it any more.
+    fn replace(&self, sender: Sender) {
+        let mut ours = self.sender.lock();
+        self.replaced.fetch_add(ours.written(), Ordering::Relaxed);
+        *ours = sender;
     }
 }
 
@@ -63,7 +70,6 @@ impl Transfer {
     ) -> Transfer {
         Transfer {
             control: Lane::new(sender),
-            replaced: AtomicU64::new(0),
             further: OnceLock::new(),
             interrupt,
             epoch: AtomicU64::new(0),
@@ -76,10 +82,17 @@ impl Transfer {
         }
     }
 
-    /// Adds the lanes from 1 on, once.
-    pub(super) fn add_lanes(&self, senders: Vec<Sender>) {
-        // Nobody has added others.
-        let _ = self.further.set(senders.into_iter().map(Lane::new).collect());
+    /// Sends on these lanes from here on: those from 1, whose number does not change.
+    pub(super) fn set_lanes(&self, senders: Vec<Sender>, turn: &Turn<'_>) -> Result<(), Error> {
+        if !self.allows(turn.epoch) {
+            return Err(Error::Interrupted);
+        }
+        match self.further.get() {
+            Some(lanes) => lanes.iter().zip(senders).for_each(|(lane, sender)| lane.replace(sender)),
+            // Nobody else sets them.
+            None => drop(self.further.set(senders.into_iter().map(Lane::new).collect())),
+        }
+        Ok(())
     }
 
     /// Returns the number of lanes, the control connection included.
@@ -97,16 +110,18 @@ impl Transfer {
         further.unwrap_or(&self.control)
     }
 
-    /// Returns what each lane has sent. That of a control connection which was replaced is its successor's.
+    fn all(&self) -> impl Iterator<Item = &Lane> {
+        std::iter::once(&self.control).chain(self.further())
+    }
+
+    /// Returns what each lane has sent. That of a connection which was replaced is its successor's.
     pub(super) fn lane_reports(&self) -> Vec<LaneReport> {
-        let replaced = self.replaced.load(Ordering::Relaxed);
-        let all =
-            std::iter::once((&self.control, replaced)).chain(self.further().iter().map(|lane| (lane, 0)));
-        all.map(|(lane, before)| {
+        let report = |lane: &Lane| {
             let sending = Duration::from_nanos(lane.sending.load(Ordering::Relaxed));
-            LaneReport::new(before + lane.sender.lock().written(), sending)
-        })
-        .collect()
+            let replaced = lane.replaced.load(Ordering::Relaxed);
+            LaneReport::new(replaced + lane.sender.lock().written(), sending)
+        };
+        self.all().map(report).collect()
     }
 
     /// Limits the bytes sent in a second, if there is a limit.
@@ -124,14 +139,12 @@ impl Transfer {
         self.timeout
     }
 
-    /// Sends on another control connection from here on. The one before is closed once nobody receives from it any more.
+    /// Sends on another control connection from here on.
     pub(super) fn replace(&self, sender: Sender, turn: &Turn<'_>) -> Result<(), Error> {
-        let mut ours = self.control.sender.lock();
         if !self.allows(turn.epoch) {
             return Err(Error::Interrupted);
         }
-        self.replaced.fetch_add(ours.written(), Ordering::Relaxed);
-        *ours = sender;
+        self.control.replace(sender);
         Ok(())
     }
 
@@ -248,11 +261,13 @@ impl Transfer {
         work(&mut self.control.sender.lock())
     }
 
-    /// Ends the control connection, which is lost for this side, as far as that needs no wait: a peer that is still reached finds
+    /// Ends all connections, of which one is lost for this side, as far as that needs no wait: a peer that is still reached finds
     /// the loss at once, and not after its own timeout.
     pub(super) fn hang_up(&self) {
-        if let Err(error) = self.control.sender.lock().finish(Until::now()) {
-            tracing::debug!(%error, "the lost connection could not be closed in good order");
+        for lane in self.all() {
+            if let Err(error) = lane.sender.lock().finish(Until::now()) {
+                tracing::debug!(%error, "a lost connection could not be closed in good order");
+            }
         }
     }
 

@@ -23,10 +23,12 @@ mod hostile_source;
 mod kinds;
 mod lanes;
 mod lanes_hostile;
+mod lanes_lost;
 mod later;
 mod layout;
 mod live;
 mod machines;
+mod machines_resume;
 mod owner;
 #[path = "../phases/mod.rs"]
 #[allow(dead_code, reason = "the simulation uses more of it")]

@@ -33,15 +33,13 @@ impl World {
         let page_bytes = self.plan.page_bytes;
         let now = self.now;
         let host = self.host(side);
-        if host.is_told_lost || !host.is_active() {
+        // Lanes are read until the connections are ended, whatever has become of the first one.
+        if (host.is_told_lost && lane == 0) || !host.is_active() {
             return;
         }
-        if let Frame::Join { join, .. } = &frame {
-            let join = join.clone();
-            return self.joins(lane, &join);
-        }
         if matches!(frame, Frame::Fin) && lane > 0 {
-            return self.lane_lost(lane);
+            let connection = host.connection;
+            return self.lane_lost(connection, lane);
         }
         host.last_arrival = now;
         let mut released = Vec::new();

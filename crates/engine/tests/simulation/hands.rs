@@ -38,6 +38,16 @@ pub(crate) fn injected(place: Place) -> Error {
     }
 }
 
+/// The error of a lane that was not opened.
+fn of_lane(error: Error) -> Error {
+    match error {
+        error @ (Error::Lost { .. } | Error::Silent { .. } | Error::Peer { .. }) => {
+            Error::Lane { lane: 1, error: Box::new(error) }
+        }
+        error => error,
+    }
+}
+
 impl World {
     /// Lets a worker without work begin with what is next.
     pub(crate) fn begin(&mut self, side: Side, place: Place) {
@@ -290,10 +300,9 @@ impl World {
         match operation {
             Operation::SendState { .. } => Next::Call,
             Operation::ResendState { .. } => self.resend_next(side, place),
-            Operation::OpenLanes { channels, .. } => {
-                let channels = *channels;
+            Operation::OpenLanes { joins, .. } => {
                 current.parts = part;
-                join_next(part, channels)
+                join_next(part, joins)
             }
             Operation::MarkLanes(number) if part < lanes => {
                 current.parts = part;
@@ -321,6 +330,12 @@ impl World {
         let turn = self.turn();
         let worker = self.host(side).workers.get_mut(&place);
         if let Some(current) = worker.and_then(|worker| worker.current.as_mut()) {
+            let result = match (&current.item, result) {
+                (Item::Task { operation: Operation::OpenLanes { .. }, .. }, Err(error)) => {
+                    Err(of_lane(error))
+                }
+                (_, result) => result,
+            };
             current.doing = Doing::End(result);
             current.turn = turn;
             self.after(Duration::ZERO, Happening::Step { side, place, turn });
@@ -405,7 +420,11 @@ impl World {
                     }
                 }
                 // One of the connections is gone whose answer is awaited.
-                Some(Doing::Joining) if self.lanes.iter().any(|link| link.is_closed) => {
+                Some(Doing::Joining)
+                    if self.lanes[self.hosts()[side as usize].connection]
+                        .iter()
+                        .any(|link| link.is_closed) =>
+                {
                     self.end(side, place, Err(Error::Lost { side: "peer" }));
                     continue;
                 }

@@ -294,8 +294,8 @@ impl Visitors {
                 _ => return,
             };
             let oldest = self.unknown.remove(oldest);
-            let reason = "too many connections without a complete greeting";
-            self.dismiss(oldest, Failure::Refused(reason.into()));
+            let reason = format!("{BUSY}too many connections without a complete greeting");
+            self.dismiss(oldest, Failure::Refused(reason));
         }
     }
 

@@ -85,6 +85,8 @@ impl Destination {
                 self.round_ended(number, initial);
             }
             (Control::DeviceEnd { bytes, .. }, Phase::Load) => {
+                // A source that has not said so has stopped its devices as well.
+                self.resumption.forbid();
                 self.taken.device_bytes = self.taken.device_bytes.saturating_add(bytes);
             }
             (Control::End { memory_bytes }, Phase::Load) => self.ended(memory_bytes),

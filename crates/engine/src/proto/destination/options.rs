@@ -20,7 +20,7 @@ pub struct DestinationOptions {
     /// The maximum number of connections in all that the source may use, 1 to 16.
     pub channels: u32,
     /// The time to wait for the source on another connection, after the one with it was lost in pre-copy. Zero: the loss ends
-    /// the migration. The smaller of both sides' times counts. Of several connections none is replaced.
+    /// the migration. The smaller of both sides' times counts. Of several connections, all are replaced when one is lost.
     pub reconnect: Duration,
     /// The maximum of memory for data that has arrived and that no device has taken yet, in bytes, whatever the source does.
     /// Each connection needs little more than 3 MiB of it: with less than that for all, fewer connections are allowed. It does

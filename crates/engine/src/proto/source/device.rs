@@ -26,6 +26,8 @@ pub(super) struct Device {
     pub(super) left: u64,
     /// Bytes of its state sent so far.
     pub(super) sent: u64,
+    /// The same up to the last round that the destination has confirmed.
+    pub(super) confirmed: u64,
     /// Bytes of its state sent since the stop.
     pub(super) sent_at_last: u64,
     /// The last known state.
@@ -50,6 +52,7 @@ impl Device {
             last_done: now,
             left: 0,
             sent: 0,
+            confirmed: 0,
             sent_at_last: 0,
             state: Some(State::Running),
             stranded: None,

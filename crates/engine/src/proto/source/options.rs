@@ -52,12 +52,14 @@ pub struct SourceOptions {
     /// Timeout for a call into a driver.
     pub call_timeout: Duration,
     /// The time for which the source tries to reach the destination again, after the connection was lost in pre-copy. Zero:
-    /// the loss ends the migration. The smaller of both sides' times counts. Of several connections none is replaced.
+    /// the loss ends the migration. The smaller of both sides' times counts. Of several connections, all are replaced when one
+    /// is lost.
     pub reconnect: Duration,
     /// The maximum time from the stop until the handover is sent, if set: see [`SourceOptions::stop_budget`].
     pub budget: Option<Duration>,
     /// The number of connections to use, 1 to 16, the first one included. Memory and state are spread over them. The
-    /// destination may allow fewer. More than one need a connector.
+    /// destination may allow fewer. More than one need a connector. One that is refused for now, or not at all, is tried again
+    /// for [`SourceOptions::timeout`], and at most 30 s.
     pub channels: u32,
 }
 

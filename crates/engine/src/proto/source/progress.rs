@@ -72,6 +72,7 @@ impl Source {
     /// Returns the current phase, as an observer sees it.
     pub fn shown_phase(&self) -> progress::Phase {
         match self.phase {
+            Phase::Lanes if self.is_unlinked() => progress::Phase::Reconnecting,
             Phase::Hello | Phase::Table | Phase::Lanes | Phase::Precopy => progress::Phase::Greeting,
             Phase::RoundQuery
             | Phase::RoundSend

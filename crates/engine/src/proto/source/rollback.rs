@@ -181,7 +181,7 @@ impl Source {
     /// Tells the destination that the migration has ended, if it can be told and does not know.
     fn tell(&mut self) {
         let Some(cause) = &self.cause else { return };
-        if !self.is_unlinked() && !cause.is_of_the_link() {
+        if self.is_in_touch() && !cause.is_of_the_link() {
             self.say(Control::Abort(Reason { reason: cause.to_string() }));
         }
     }
