@@ -157,6 +157,16 @@ pub enum Error {
         /// The error of the last attempt to replace it.
         last: Option<Box<Error>>,
     },
+    /// Connections were lost in pre-copy, and replaced, so often that a round has not arrived.
+    #[error("{cause}; round {round} has not arrived although connections were replaced {times} times for it")]
+    LostTooOften {
+        /// The number of the round.
+        round: u32,
+        /// The number of replacements since the round before it had arrived.
+        times: u32,
+        /// The error of the last connection that was lost.
+        cause: Box<Error>,
+    },
     /// Writing to the link failed.
     #[error("sending failed: {}", named(.0))]
     Link(io::Error),
@@ -431,6 +441,7 @@ impl Error {
                 | Error::Silent { .. }
                 | Error::Lost { .. }
                 | Error::NotResumed { .. }
+                | Error::LostTooOften { .. }
                 | Error::Peer { .. }
         )
     }
@@ -472,6 +483,10 @@ impl Error {
             Error::Lost { .. } | Error::NotResumed { .. } => Some(
                 "check whether the other side still runs, and read its log: it has failed or was killed, or the network ended \
                  the connection",
+            ),
+            Error::LostTooOften { .. } => Some(
+                "the link is too slow, or too unreliable, for what has to be sent at once: a longer timeout of both sides \
+                 (--timeout) helps a slow one",
             ),
             Error::Lane { .. } => Some(
                 "check that the destination's address still accepts connections, or migrate over one (--channels 1)",

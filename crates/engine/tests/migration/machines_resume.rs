@@ -186,6 +186,30 @@ fn a_destination_that_takes_back_a_round_that_it_claimed_is_refused() {
 }
 
 #[test]
+fn a_round_that_is_lost_again_and_again_is_given_up_and_one_that_arrives_counts_anew() {
+    let mut hand = Hand::new(2, options());
+    let lose = |hand: &mut Hand, confirmed: u32| {
+        let round = hand.go_on_to_round(confirmed + 1);
+        hand.end(round, Ok(Done::Nothing));
+        hand.come_back();
+        // More of the state than any round had: the copies, which are not here, know how much that is at most.
+        hand.input(resumed(confirmed, 1 << 40));
+    };
+    for _ in 0..31 {
+        lose(&mut hand, 0);
+    }
+    for _ in 0..32 {
+        lose(&mut hand, 1);
+    }
+    let round = hand.go_on_to_round(2);
+    hand.end(round, Ok(Done::Nothing));
+    hand.input(Event::Lost(lost()));
+    let error = hand.error();
+    assert!(matches!(error, Error::LostTooOften { round: 2, times: 32, .. }), "{error}");
+    assert!(error.to_string().contains("round 2 has not arrived"), "{error}");
+}
+
+#[test]
 fn lanes_are_opened_anew_beside_each_control_connection_and_their_marks_begin_again() {
     let mut hand = Hand::new(3, options());
     let round = hand.go_on_to_round(2);

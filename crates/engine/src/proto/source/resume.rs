@@ -21,6 +21,10 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The longest attempt. A system repeats its own requests at ever longer intervals, and would find the link late.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
+/// The maximum number of replacements for one round. Memory of a round that was lost is sent again from the beginning: a round
+/// that has been lost as often does not arrive.
+const MAX_LOSSES: u32 = 32;
+
 /// Lost connections and their replacements.
 #[derive(Debug, Default)]
 pub(super) struct Resumption {
@@ -28,6 +32,8 @@ pub(super) struct Resumption {
     terms: Option<Resumable>,
     /// The number of attempts so far.
     attempts: u32,
+    /// The number of losses since a round was confirmed.
+    losses: u32,
     loss: Option<Loss>,
     /// Set if the destination has answered the last JOIN, on a control connection that is not lost.
     is_answered: bool,
@@ -100,7 +106,12 @@ impl Source {
             // It is known already: these are the last words of the old connections.
             Phase::Broken | Phase::Reconnect => tracing::debug!(%error, "on a lost connection"),
             _ if self.is_unlinked() => self.attempt_failed(error),
+            _ if self.resumption.losses >= MAX_LOSSES => {
+                let (round, times) = (self.resumption.confirmed.round + 1, self.resumption.losses);
+                self.fail(Error::LostTooOften { round, times, cause: Box::new(error) });
+            }
             _ => {
+                self.resumption.losses += 1;
                 tracing::warn!(parent: self.span(), %error, "a connection to the destination is lost");
                 self.resumption.loss = Some(Loss { since: self.now, cause: error, last: None });
                 self.enter(Phase::Broken);
@@ -217,6 +228,9 @@ impl Source {
     }
 
     fn keep_confirmed(&mut self) {
+        if self.round.number > self.resumption.confirmed.round {
+            self.resumption.losses = 0;
+        }
         for device in &mut self.devices {
             device.confirmed = device.sent;
         }
