@@ -2,6 +2,7 @@
 
 mod downtime;
 mod faults;
+mod kvm;
 mod migration;
 mod work;
 
