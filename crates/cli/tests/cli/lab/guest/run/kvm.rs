@@ -10,7 +10,7 @@ use crate::run::{ADDRESS, can_run};
 use crate::support::{argument, command};
 
 /// The command of a QEMU that the lab has built.
-fn qemu(target: &str) -> Vec<String> {
+pub(super) fn qemu(target: &str) -> Vec<String> {
     let folder = lab_cache().expect("HOME is set").join(target);
     let at = |name: &str| argument(&folder.join(name));
     let modules = format!("QEMU_MODULE_DIR={}", at("modules"));
