@@ -65,6 +65,12 @@ pub enum TlsError {
 }
 
 impl TlsError {
+    /// Returns whether the same file may be read later. What is too large, or never ends, stays so.
+    pub(super) fn is_passing(&self) -> bool {
+        let Self::Unreadable { error, .. } = self else { return false };
+        !matches!(error.kind(), io::ErrorKind::FileTooLarge | io::ErrorKind::TimedOut)
+    }
+
     /// Returns the error of a connection, with what the peer did wrong.
     pub(super) fn of_connection(error: &Rustls) -> TlsError {
         match error {

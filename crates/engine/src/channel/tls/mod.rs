@@ -61,6 +61,8 @@ struct Shared {
     last: Mutex<Option<Arc<Loaded>>>,
     /// Held while files are read.
     reading: Mutex<()>,
+    /// The files whose failure was told.
+    told: Mutex<Option<Stamp>>,
 }
 
 impl Tls {
@@ -143,6 +145,12 @@ impl Tls {
         self.shared.reading.lock()
     }
 
+    /// Returns whether the files were read since they changed, or will not be read before they change again.
+    #[cfg(test)]
+    pub(super) fn is_up_to_date(&self) -> bool {
+        self.shared.last.lock().as_ref().is_some_and(|last| last.stamp == self.files.stamp())
+    }
+
     /// Returns what the files say now. Reads them if they have changed.
     fn load(&self) -> Result<Arc<Loaded>, TlsError> {
         let _reading = self.shared.reading.lock();
@@ -164,8 +172,12 @@ impl Tls {
     fn read(&self, stamp: Stamp, earlier: Option<&Loaded>) -> Result<Loaded, TlsError> {
         match (self.files.load(stamp.clone(), self.peer.as_ref()), earlier) {
             (Err(error), Some(earlier)) => {
-                tracing::warn!(%error, "the files of TLS have changed and cannot be used: those before stay in use");
                 // Said once for each change.
+                if self.shared.told.lock().replace(stamp.clone()).as_ref() != Some(&stamp) {
+                    tracing::warn!(%error, "the files of TLS have changed and cannot be used: those before stay in use");
+                }
+                // What could not be read for now, as without a descriptor left, is read again at the next look.
+                let stamp = if error.is_passing() { earlier.stamp.clone() } else { stamp };
                 Ok(Loaded { stamp, ..earlier.clone() })
             }
             (read, _) => read,

@@ -113,3 +113,25 @@ fn a_file_without_end_is_too_large() {
     let error = Tls::new(zero, &shown.key, hosts.authority.file()).check().unwrap_err().to_string();
     assert_eq!(error, "cannot read /dev/zero: EFBIG: File too large");
 }
+
+#[test]
+fn what_cannot_be_read_for_now_is_read_again_although_it_has_not_changed() {
+    let hosts = Hosts::new();
+    let shown = hosts.authority.certificate("source");
+    let tls = hosts.authority.tls(&shown);
+    tls.check().unwrap();
+    // A folder can be opened, and not read.
+    fs::remove_file(&shown.certificate).unwrap();
+    fs::create_dir(&shown.certificate).unwrap();
+    let ((), warnings) = logged(|| {
+        for _ in 0..3 {
+            tls.check().unwrap();
+            assert!(!tls.is_up_to_date());
+        }
+    });
+    assert_eq!(warnings.matches("those before stay in use").count(), 1, "{warnings}");
+    fs::remove_dir(&shown.certificate).unwrap();
+    fs::write(&shown.certificate, "no certificate").unwrap();
+    tls.check().unwrap();
+    assert!(tls.is_up_to_date(), "it is not read again and again");
+}
