@@ -1,11 +1,8 @@
 //! Migrations over several connections of which one is lost in pre-copy: all are replaced, and nothing is lost with them.
 
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_device::Worker;
 use whimbrel_engine::channel::{Address, Listener, Tls};
@@ -133,8 +130,7 @@ fn a_device_at_work_moves_over_lanes_that_are_cut_twice_in_a_row_and_while_they_
     let half: Vec<u8> = (0..3 << 20).map(|index: usize| (index % 251) as u8 + 1).collect();
     rig.memory.as_ref().unwrap().0.write_slice(&half, GuestAddress(0)).unwrap();
     let worker = Worker::start(rig.here.file()).unwrap();
-    let cpu = Cpu { running: Arc::new(Mutex::new(true)), program: rig.here.program.clone() };
-    let (done, written) = (AtomicBool::new(false), Mutex::new(0));
+    let cpu = Cpu::new(&rig.here.program);
     let memory = rig.memory.as_ref().unwrap().0.clone();
     let cuts = [
         // In the first round.
@@ -155,20 +151,15 @@ fn a_device_at_work_moves_over_lanes_that_are_cut_twice_in_a_row_and_while_they_
     ];
     let mut net = Net::new(&cuts);
     let made = net.links.made.clone();
-    let ended = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| cpu.work(&memory, &done, &written));
-        let its = cpu.clone();
-        let ended = rig.migrate_over_links(&mut net.listener, net.links, |source| source.guest(its));
-        done.store(true, Ordering::Release);
-        writer.join().unwrap();
-        ended
+    let (ended, written) = cpu.works_during(&memory, || {
+        rig.migrate_over_links(&mut net.listener, net.links, |source| source.guest(cpu.clone()))
     });
     drop(worker);
     let links = passed(&made);
     let (report, received, mut rig) = (ended.sent.unwrap(), ended.received.unwrap(), ended.rig);
     assert!(links.len() >= cuts.len(), "{} of {}", links.len(), cuts.len());
     assert!(report.reconnections >= 3 && received.reconnections >= 3, "{report:?}");
-    assert!(*written.lock() > 0);
+    assert!(written > 0);
     assert_same_memory(rig.memory.as_ref().unwrap());
     rig.assert_source_stands("after the migration");
     rig.assert_destination_has_it("after the migration");

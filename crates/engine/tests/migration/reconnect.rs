@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -122,8 +121,7 @@ fn a_device_at_work_with_much_state_moves_over_links_that_are_cut_twice_in_a_row
     vm_memory::Bytes::write_slice(&rig.memory.as_ref().unwrap().0, &half, vm_memory::GuestAddress(0))
         .unwrap();
     let worker = Worker::start(rig.here.file()).unwrap();
-    let cpu = Cpu { running: Arc::new(Mutex::new(true)), program: rig.here.program.clone() };
-    let (done, written) = (AtomicBool::new(false), Mutex::new(0));
+    let cpu = Cpu::new(&rig.here.program);
     let memory = rig.memory.as_ref().unwrap().0.clone();
     // In the first round, as JOIN is sent, as RESUMED is, in what is sent again, and a silent one.
     let cuts = [
@@ -135,13 +133,8 @@ fn a_device_at_work_with_much_state_moves_over_links_that_are_cut_twice_in_a_row
     ];
     let mut net = Net::new(&cuts);
     let made = net.links.made.clone();
-    let ended = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| cpu.work(&memory, &done, &written));
-        let its = cpu.clone();
-        let ended = rig.migrate_over_links(&mut net.listener, net.links, |source| source.guest(its));
-        done.store(true, Ordering::Release);
-        writer.join().unwrap();
-        ended
+    let (ended, written) = cpu.works_during(&memory, || {
+        rig.migrate_over_links(&mut net.listener, net.links, |source| source.guest(cpu.clone()))
     });
     drop(worker);
     let links = passed(&made);
@@ -149,7 +142,7 @@ fn a_device_at_work_with_much_state_moves_over_links_that_are_cut_twice_in_a_row
     assert_eq!(links.len(), 6, "{report:?}");
     assert_eq!(report.reconnections, 3, "of those that RESUMED came back on");
     assert!(received.reconnections >= 3);
-    assert!(*written.lock() > 0);
+    assert!(written > 0);
     assert_same_memory(rig.memory.as_ref().unwrap());
     rig.assert_source_stands("after the migration");
     rig.assert_destination_has_it("after the migration");
