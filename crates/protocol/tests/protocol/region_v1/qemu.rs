@@ -4,6 +4,7 @@
 use whimbrel_protocol::MigrationFlags;
 use whimbrel_protocol::region::{Layout, SectionMemory, Version};
 
+use super::qemu_record::{once, recorded};
 use super::support::*;
 
 /// QEMU's own way to change the state: keeps the bits of `mask`, sets those of `value`.
@@ -21,14 +22,6 @@ fn field(rig: &mut Rig, offset: u64) -> u64 {
 
 const MASK: u32 = 7;
 
-/// What QEMU 7.2 was seen to ask. The lab's tests hold QEMU to it, and those of this file what they do.
-const RECORD: &str = include_str!("qemu_7.2.txt");
-
-fn recorded(name: &str) -> &'static str {
-    let line = RECORD.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    line.unwrap_or_else(|| panic!("{name} is not recorded"))
-}
-
 /// The accesses that were made, as the record has them: what is repeated is there once.
 fn asked(rig: &Rig) -> String {
     let name = |offset: &u64| match *offset {
@@ -38,7 +31,7 @@ fn asked(rig: &Rig) -> String {
         DATA_SIZE => "size",
         _ => "data",
     };
-    let mut words: Vec<String> = rig
+    let words = rig
         .made
         .iter()
         .map(|made| match made {
@@ -49,17 +42,7 @@ fn asked(rig: &Rig) -> String {
             Made::Write(offset, _) => format!("{}=", name(offset)),
         })
         .collect();
-    for length in 1..=8 {
-        let mut at = 0;
-        while at + 2 * length <= words.len() {
-            if words[at..at + length] == words[at + length..at + 2 * length] {
-                words.drain(at..at + length);
-            } else {
-                at += 1;
-            }
-        }
-    }
-    words.join(" ")
+    once(words)
 }
 
 /// Reads or writes as `vfio_mig_rw()` does where data is trapped, and by the mapping where it is mapped.

@@ -3,12 +3,13 @@
 
 use serde_json::Value;
 
+use self::qemu_record::{once, recorded};
 use super::traces::{Side, migrated};
 use super::work::Work;
 use super::{Way, has_v1};
 
-const RECORD: &str =
-    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../protocol/tests/protocol/region_v1/qemu_7.2.txt"));
+#[path = "../../../../../../protocol/tests/protocol/region_v1/qemu_record.rs"]
+mod qemu_record;
 
 /// Offset of the data section of a device that has it right after the registers.
 const DATA: u64 = 32;
@@ -58,26 +59,6 @@ fn accesses(side: &Side) -> Vec<String> {
         .filter(|call| call["call"] != "mmap")
         .map(word)
         .collect()
-}
-
-/// The words without what is repeated, as the record has them.
-fn once(mut words: Vec<String>) -> String {
-    for length in 1..=8 {
-        let mut at = 0;
-        while at + 2 * length <= words.len() {
-            if words[at..at + length] == words[at + length..at + 2 * length] {
-                words.drain(at..at + length);
-            } else {
-                at += 1;
-            }
-        }
-    }
-    words.join(" ")
-}
-
-fn recorded(name: &str) -> &'static str {
-    let line = RECORD.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    line.unwrap_or_else(|| panic!("{name} is not recorded"))
 }
 
 #[test]

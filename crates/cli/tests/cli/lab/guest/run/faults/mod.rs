@@ -51,7 +51,7 @@ enum Comes {
 }
 
 impl Comes {
-    /// Whether the machine that was the source is none any more.
+    /// Whether the machine that was the source has ended.
     fn ends_source(self) -> bool {
         matches!(self, Comes::Completes | Comes::CompletesAndResets | Comes::Aborts)
     }
