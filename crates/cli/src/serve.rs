@@ -30,7 +30,7 @@ use crate::unreachable_fault;
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The model: serial, accel or legacy, with settings as after `model:` (`whimbrel --help`)
+    /// The model: serial, accel or legacy, with settings as in `whimbrel --help`, with or without `model:`
     #[arg(value_name = "MODEL", value_parser = parse_model)]
     model: Model,
     /// Path of the socket. Only the user who runs the server can connect to it
