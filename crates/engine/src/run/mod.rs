@@ -4,6 +4,7 @@
 //! A program migrates with [`Source`] and [`Destination`]. Each device has a thread, and so have the stream, the
 //! owner's program and the receiver, so that neither [`Cancel`] nor a driver that does not return blocks the others.
 
+mod answers;
 mod arrived;
 mod ask;
 mod buffers;
@@ -15,6 +16,7 @@ mod destination;
 mod device;
 mod door;
 mod hands;
+mod inbox;
 mod inflow;
 mod inquiry;
 mod joining;
