@@ -6,7 +6,7 @@ mod receiving;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use whimbrel_protocol::handover::Side;
@@ -367,8 +367,12 @@ impl Destination {
         lanes.stop();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err());
-        close(&transfer, &frames.line, Ending::of(failure));
-        drop((closed, lanes));
+        close(&transfer, &frames.line, Ending::of(failure), call_timeout);
+        // The memory is the owner's again, who may receive another migration into it: no lane still writes to it.
+        if !lanes.end_by(Instant::now() + call_timeout) {
+            tracing::warn!("a connection's thread does not return from a write to memory");
+        }
+        drop(closed);
         let result = result
             .unwrap_or(Err(Error::Interrupted))
             .map(|taken| Received { lane_bytes, ..Received::from(taken) });

@@ -282,7 +282,7 @@ impl Source {
         answers.inbox.close();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
-        close(&transfer, &line, Ending::of(failure));
+        close(&transfer, &line, Ending::of(failure), call_timeout);
         let lanes = transfer.lane_reports();
         let has_failed = matches!(result, Some(Err(_)));
         let report = match &mut result {
