@@ -9,6 +9,7 @@ mod arrived;
 mod ask;
 mod buffers;
 mod cancel;
+mod carried;
 mod check;
 mod compressors;
 mod copies;

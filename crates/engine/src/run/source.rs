@@ -283,7 +283,7 @@ impl Source {
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
         close(&transfer, &line, Ending::of(failure), call_timeout);
-        let lanes = transfer.lane_reports();
+        let (lanes, carried) = (transfer.lane_reports(), transfer.carried());
         let has_failed = matches!(result, Some(Err(_)));
         let report = match &mut result {
             Some(Ok(report)) => Some(report),
@@ -297,6 +297,7 @@ impl Source {
             if has_failed || report.reconnections > 0 {
                 // What was sent in vain, and what was sent again, is no part of the rounds.
                 report.wire_bytes = lanes.iter().map(|lane| lane.wire_bytes).sum();
+                (report.memory_wire_bytes, report.device_wire_bytes) = (carried.memory, carried.device);
             }
             report.lanes = lanes;
         }
