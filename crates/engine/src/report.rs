@@ -44,7 +44,7 @@ pub struct Report {
     pub device_bytes: u64,
     /// Bytes of memory and device state transferred while the devices were stopped.
     pub final_bytes: u64,
-    /// Bytes written to the link, with all that was sent again after a lost connection.
+    /// Bytes written to the link: the sum of all connections, with all that was sent again after a lost one.
     pub wire_bytes: u64,
     /// Set if memory and device state were compressed.
     pub compression: bool,

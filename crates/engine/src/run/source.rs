@@ -284,21 +284,19 @@ impl Source {
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
         close(&transfer, &line, Ending::of(failure), call_timeout);
         let (lanes, carried) = (transfer.lane_reports(), transfer.carried());
-        let has_failed = matches!(result, Some(Err(_)));
         let report = match &mut result {
             Some(Ok(report)) => Some(report),
-            Some(Err(error)) => Some(&mut *error.report),
+            Some(Err(error)) => {
+                transfer.tally().complete(&mut error.report);
+                Some(&mut *error.report)
+            }
             None => None,
         };
         if let Some(report) = report {
-            if has_failed {
-                transfer.tally().complete(report);
-            }
-            if has_failed || report.reconnections > 0 {
-                // What was sent in vain, and what was sent again, is no part of the rounds.
-                report.wire_bytes = lanes.iter().map(|lane| lane.wire_bytes).sum();
-                (report.memory_wire_bytes, report.device_wire_bytes) = (carried.memory, carried.device);
-            }
+            // The machine knows of operations that have ended well: neither what was sent in vain, nor what was sent again, nor
+            // control messages.
+            report.wire_bytes = lanes.iter().map(|lane| lane.wire_bytes).sum();
+            (report.memory_wire_bytes, report.device_wire_bytes) = (carried.memory, carried.device);
             report.lanes = lanes;
         }
         if let Some(Ok(report)) = &mut result {
