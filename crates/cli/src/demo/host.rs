@@ -190,9 +190,10 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
         .downtime_limit(Duration::from_millis(config.downtime_limit_ms).saturating_add(verification))
         .max_rounds(config.max_rounds)
         .channels(config.channels)
+        .compression(config.compress)
         .reconnect(reconnect(config))
         .budget(VERIFICATION);
-    let cutter = Cutter::new(config.cuts);
+    let cutter = Cutter::new(config.cuts, config.channels);
     cutter.watch(&stream);
     let (mut told, mut shown, cuts) = (Instant::now(), Phase::Greeting, cutter.clone());
     let source = Source::new(migratable(&machine)?)

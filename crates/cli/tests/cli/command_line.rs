@@ -29,7 +29,7 @@ const COMMANDS: [&str; 20] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 95] = [
+const WRONG: [(&[&str], &str, &str); 94] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -141,7 +141,6 @@ const WRONG: [(&[&str], &str, &str); 95] = [
     (&["demo", "--memory", "1MiB"], "expected at least 16.00 MiB", "--help"),
     (&["demo", "--memory", "300000GiB"], "both hosts of the demo allocate it", "--help"),
     (&["demo", "--dirty-rate", "5"], "expected at least 1MiB", "--help"),
-    (&["demo", "--cuts", "1", "--channels", "2"], "--cuts cuts a single connection", "omit one of the two"),
     (&["serve", "serial", "--socket", "s", "--client-memory", "1T"], "expected a number of bytes", "--help"),
     (
         &["serve", "serial", "--socket", "s", "--reset-rule", "keeps"],

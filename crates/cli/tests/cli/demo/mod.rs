@@ -104,6 +104,8 @@ fn a_working_device_moves_although_the_connection_is_cut() {
         assert_eq!(told["reconnections"], 1, "{told}");
         assert!(told["reconnecting_ms"].as_f64().unwrap() > 0.0, "{told}");
     }
+    let both = verified(&demo(&["--json", "--cuts=2", "--channels=2", "--compress", "--in-process"]));
+    assert_eq!((&both["reconnections"], &both["connections"]), (&2.into(), &2.into()), "{both}");
     let output = demo(&["--cuts=1"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("lost connection") && text.contains("replaced once, "), "{text}");
