@@ -36,12 +36,14 @@
 pub mod accel;
 pub mod legacy;
 mod model;
+pub mod nvme;
 mod protocol;
 pub mod serial;
 
 pub use accel::{Accel, AccelConfig, AccelConfigError};
 pub use legacy::{Legacy, LegacyConfig, LegacyConfigError};
 pub use model::{Model, ModelError, OpenError, parse_size};
+pub use nvme::{Nvme, NvmeConfig, NvmeError, NvmeImage};
 pub use protocol::Protocol;
 pub use serial::{Answers, Ports, Serial, SerialConfig};
 
