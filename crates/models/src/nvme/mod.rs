@@ -47,6 +47,8 @@ mod command;
 mod config;
 mod controller;
 mod flight;
+#[cfg(feature = "guest")]
+pub mod guest;
 mod image;
 mod io;
 mod limits;
@@ -202,18 +204,15 @@ impl Nvme {
         }
     }
 
-    /// Fails the controller if the host has sent no command for too long. Returns the time to look again.
-    fn keep_alive(&mut self) -> Option<Duration> {
-        let deadline = self.controller.keep_alive_deadline()?;
-        if deadline > self.now {
-            return Some(deadline);
+    /// Fails the controller if the host has sent no command for too long.
+    fn check_keep_alive(&mut self) {
+        if self.controller.keep_alive_deadline().is_some_and(|deadline| deadline <= self.now) {
+            tracing::warn!(
+                "the host's keep-alive timeout has expired: the controller has failed until its next reset"
+            );
+            self.controller.fail();
+            self.drop_commands();
         }
-        tracing::warn!(
-            "the host's keep-alive timeout has expired: the controller has failed until its next reset"
-        );
-        self.controller.fail();
-        self.drop_commands();
-        None
     }
 }
 
@@ -313,12 +312,12 @@ impl Driver for Nvme {
         if std::mem::take(&mut self.signal_again) {
             self.signal_queues();
         }
-        let keep_alive = self.keep_alive();
+        self.check_keep_alive();
         if starts_dma(context.state()) && self.work() {
             return Next::Now;
         }
         let missed = (!self.image.is_idle()).then(|| self.now + MISSED_WAKE);
-        keep_alive.into_iter().chain(missed).min().map_or(Next::Idle, Next::At)
+        self.controller.keep_alive_deadline().into_iter().chain(missed).min().map_or(Next::Idle, Next::At)
     }
 
     fn has_work(&self) -> bool {
