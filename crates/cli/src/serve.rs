@@ -30,7 +30,7 @@ use crate::unreachable_fault;
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The model: serial, accel or legacy, with settings as after `model:` (`whimbrel --help`)
+    /// The model: serial, accel, legacy or nvme, with settings as after `model:` (`whimbrel --help`)
     #[arg(value_name = "MODEL", value_parser = parse_model)]
     model: Model,
     /// Path of the socket. Only the user who runs the server can connect to it
@@ -93,6 +93,7 @@ const AFTER_HELP: &str = "\
 Examples:
   whimbrel serve serial --socket /run/user/1000/serial
   whimbrel serve 'accel?state=1GiB' --socket accel.socket
+  whimbrel serve 'nvme?image=disk.img&size=1GiB' --socket disk.socket
   whimbrel serve 'accel?state=1GiB' --socket accel.socket --takeover-socket update.socket
   whimbrel serve 'accel?state=1GiB' --takeover update.socket";
 
@@ -153,14 +154,14 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     };
     let socket = socket.display().to_string();
     let takeovers = arguments.takeover_socket.as_deref().map(bind).transpose()?;
+    let not_served = |error| Failure::new(format!("'{model}' cannot be served: {error}"));
+    let prepared = model.prepare().map_err(not_served)?;
     // Everything that is opened by name is open, and no thread runs yet.
     let confined = arguments.sandbox.then(|| Sandbox::new().confine()).transpose().map_err(|error| {
         Failure::new(format!("the server cannot be confined: {error}"))
             .hint("without --sandbox the server runs with all of your permissions")
     })?;
-    let device = model
-        .open_with_faults(model.to_string(), faults)
-        .map_err(|error| Failure::new(format!("'{model}' cannot be served: {error}")))?;
+    let device = prepared.open_with_faults(model.to_string(), faults).map_err(not_served)?;
     let backend = Backend::with(device, options);
     let rule = backend.device().reset_rule();
     if arguments.reset_rule.is_some_and(|wanted| wanted != rule) {

@@ -26,7 +26,8 @@ const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a UUID), group
 /// The models, for errors.
 const MODEL_FORMS: &str = "models are serial[?ports=1|2&answers=vfio-pci|mtty], \
                            accel[?state=SIZE&rate=SIZE&features=LIST&config=optional|required], both of them with \
-                           protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]";
+                           protocol=v2|v1|draft, legacy[?state=SIZE&rate=SIZE&section=SIZE], and \
+                           nvme?image=PATH[&size=SIZE&readonly=yes|no&queues=N]";
 
 /// Timeout for a connection that only shows whether there is a server.
 const ATTEMPT: Duration = Duration::from_secs(1);

@@ -8,6 +8,7 @@ use whimbrel_device::{DeviceFile, Errno, MigrationFlags, WorkingDevice};
 
 use crate::accel::{Accel, AccelConfig, AccelConfigError};
 use crate::legacy::{Legacy, LegacyConfig, LegacyConfigError};
+use crate::nvme::{Nvme, NvmeConfig, NvmeError, NvmeImage};
 use crate::protocol::Protocol;
 use crate::serial::{Answers, Ports, Serial, SerialConfig};
 
@@ -28,6 +29,10 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 /// | `legacy` | `state` | as for `accel` (4MiB) |
 /// | | `rate` | as for `accel` |
 /// | | `section` | size of its migration region's data section, 64 bytes to 64 MiB (1MiB) |
+/// | `nvme` | `image` | path of the file or block device with its blocks; required, without `&` |
+/// | | `size` | size of the image, which a missing or empty file gets (the size that it has) |
+/// | | `readonly` | `yes`, or no value, if the namespace is write-protected (`no`) |
+/// | | `queues` | pairs of I/O queues, 1 to 64 (16) |
 ///
 /// Defaults are in parentheses. STOP_COPY is included even if `features` omits it. Sizes take a suffix: `K` or `KiB`,
 /// `M` or `MiB`, `G` or `GiB`, all of them powers of 1024.
@@ -51,6 +56,15 @@ pub enum Model {
     Accel(AccelConfig, Protocol),
     /// A DMA engine with v1 migration only.
     Legacy(LegacyConfig),
+    /// An NVM Express controller.
+    Nvme(NvmeConfig),
+}
+
+/// A model whose files are open, as [`Model::prepare`] returns it.
+#[derive(Debug)]
+pub struct PreparedModel {
+    model: Model,
+    image: Option<NvmeImage>,
 }
 
 /// An error in a model's text form.
@@ -69,6 +83,16 @@ pub enum ModelError {
         setting: String,
         /// The model's settings.
         known: &'static [&'static str],
+    },
+    /// The model needs this setting.
+    #[error("model {model} needs the setting {setting}: expected {takes}")]
+    Missing {
+        /// The model's name.
+        model: &'static str,
+        /// The setting's name.
+        setting: &'static str,
+        /// The expected value.
+        takes: &'static str,
     },
     /// The setting is given more than once.
     #[error("duplicate setting {setting} for model {model}")]
@@ -102,6 +126,9 @@ pub enum OpenError {
     /// Invalid settings of a `legacy`.
     #[error("model legacy: {0}")]
     Legacy(LegacyConfigError),
+    /// Invalid settings of an `nvme`, or an image that cannot be used.
+    #[error("model nvme: {0}")]
+    Nvme(NvmeError),
     /// Memory for the migration region cannot be allocated.
     #[error(
         "cannot allocate the device's migration region: {0}; free memory or raise the limit on open files (ulimit -n)"
@@ -120,6 +147,12 @@ impl From<AccelConfigError> for OpenError {
     }
 }
 
+impl From<NvmeError> for OpenError {
+    fn from(error: NvmeError) -> OpenError {
+        OpenError::Nvme(error)
+    }
+}
+
 impl From<LegacyConfigError> for OpenError {
     fn from(error: LegacyConfigError) -> OpenError {
         OpenError::Legacy(error)
@@ -132,6 +165,10 @@ const ACCEL: &str = "accel";
 const ACCEL_SETTINGS: &[&str] = &["state", "rate", "features", CONFIG, PROTOCOL];
 const LEGACY: &str = "legacy";
 const LEGACY_SETTINGS: &[&str] = &["state", "rate", "section"];
+const NVME: &str = "nvme";
+const NVME_SETTINGS: &[&str] = &[IMAGE, "size", READ_ONLY, "queues"];
+const IMAGE: &str = "image";
+const READ_ONLY: &str = "readonly";
 const ANSWERS: &str = "answers";
 const CONFIG: &str = "config";
 const REQUIRED: &str = "required";
@@ -146,7 +183,7 @@ const FEATURES: [(&str, MigrationFlags); 3] = [
 impl Model {
     /// Returns the names of all models.
     pub const fn names() -> &'static [&'static str] {
-        &[SERIAL, ACCEL, LEGACY]
+        &[SERIAL, ACCEL, LEGACY, NVME]
     }
 
     /// Opens a device of this kind on a bus of its own, and starts its worker thread if the model needs one. `name`
@@ -185,24 +222,59 @@ impl Model {
         self.open_as(name, faults, true)
     }
 
+    /// Opens the files that the model needs, such as an image. A server that confines itself does so between this and
+    /// [`PreparedModel::open_with_faults`].
+    pub fn prepare(&self) -> Result<PreparedModel, OpenError> {
+        let image = match self {
+            Model::Nvme(config) => Some(config.open_image()?),
+            _ => None,
+        };
+        Ok(PreparedModel { model: self.clone(), image })
+    }
+
     fn open_as(
         &self,
         name: impl Into<String>,
         faults: Faults,
         for_programs: bool,
     ) -> Result<WorkingDevice, OpenError> {
+        self.prepare()?.open_as(name, faults, for_programs)
+    }
+}
+
+impl PreparedModel {
+    /// Opens the device, with injected faults: as [`Model::open_with_faults`].
+    pub fn open_with_faults(
+        self,
+        name: impl Into<String>,
+        faults: Faults,
+    ) -> Result<WorkingDevice, OpenError> {
+        self.open_as(name, faults, false)
+    }
+
+    fn open_as(
+        self,
+        name: impl Into<String>,
+        faults: Faults,
+        for_programs: bool,
+    ) -> Result<WorkingDevice, OpenError> {
+        let PreparedModel { model, image } = self;
+        let works = !matches!(model, Model::Serial(..));
         let device = DeviceFile::try_new(name, |bus| {
-            Ok::<_, OpenError>(match self {
+            Ok::<_, OpenError>(match model {
                 Model::Serial(config, protocol) => protocol
-                    .offer(Faulty::new(Serial::new(*config, bus), faults), for_programs)
+                    .offer(Faulty::new(Serial::new(config, bus), faults), for_programs)
                     .map_err(OpenError::Region)?,
                 Model::Accel(config, protocol) => protocol
-                    .offer(Faulty::new(Accel::new(*config, bus)?, faults), for_programs)
+                    .offer(Faulty::new(Accel::new(config, bus)?, faults), for_programs)
                     .map_err(OpenError::Region)?,
-                Model::Legacy(config) => Faulty::new(Legacy::new(*config, bus)?, faults).into(),
+                Model::Legacy(config) => Faulty::new(Legacy::new(config, bus)?, faults).into(),
+                Model::Nvme(config) => {
+                    let image = image.map_or_else(|| config.open_image(), Ok)?;
+                    Faulty::new(Nvme::new(config, image, bus)?, faults).into()
+                }
             })
         })?;
-        let works = !matches!(self, Model::Serial(..));
         if works { WorkingDevice::start(device).map_err(OpenError::Worker) } else { Ok(device.into()) }
     }
 }
@@ -254,6 +326,7 @@ impl FromStr for Model {
                 }
                 Ok(Model::Legacy(config))
             }
+            NVME => parse_nvme(settings).map(Model::Nvme),
             _ => Err(ModelError::UnknownModel(name.to_owned())),
         }
     }
@@ -283,6 +356,35 @@ fn parse_section(setting: &'static str, value: &str) -> Result<u64, ModelError> 
     LegacyConfig::section_fits(section_bytes)
         .then_some(section_bytes)
         .ok_or_else(|| refused(LEGACY, setting, value, takes))
+}
+
+fn parse_nvme(text: &str) -> Result<NvmeConfig, ModelError> {
+    let settings = parse_settings(NVME, NVME_SETTINGS, text)?;
+    let image = settings.iter().find(|(setting, value)| *setting == IMAGE && !value.is_empty());
+    let takes = "the path of a file or block device, as image=PATH";
+    let (_, image) = image.ok_or(ModelError::Missing { model: NVME, setting: IMAGE, takes })?;
+    let mut config = NvmeConfig::new(*image);
+    for (setting, value) in settings {
+        let refused = |takes| refused(NVME, setting, value, takes);
+        match (setting, value) {
+            (IMAGE, _) => {}
+            (READ_ONLY, "" | "yes") => config.is_read_only = true,
+            (READ_ONLY, "no") => config.is_read_only = false,
+            (READ_ONLY, _) => return Err(refused("yes or no")),
+            ("size", _) => {
+                let size = parse_bytes(NVME, setting, value)?;
+                config.size = Some(size);
+                if !NvmeConfig::size_fits(size) {
+                    return Err(refused("a multiple of 512 bytes above 0"));
+                }
+            }
+            _ => {
+                let queues = value.parse().ok().filter(|queues| NvmeConfig::queues_fit(*queues));
+                config.queues = queues.ok_or_else(|| refused("1 to 64"))?;
+            }
+        }
+    }
+    Ok(config)
 }
 
 fn parse_protocol(model: &'static str, value: &str) -> Result<Protocol, ModelError> {
@@ -357,7 +459,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// Formats the model with all its settings (`config` only if it is `required`), as [`Model::from_str`] parses it.
+/// Formats the model with all its settings (`config` only if it is `required`, `size` only if it is given), as [`Model::from_str`] parses it.
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -385,6 +487,14 @@ impl fmt::Display for Model {
                 let LegacyConfig { state_bytes, state_rate, section_bytes } = *config;
                 let (state, rate, section) = (Size(state_bytes), Size(state_rate), Size(section_bytes));
                 write!(f, "{LEGACY}?state={state}&rate={rate}&section={section}")
+            }
+            Model::Nvme(config) => {
+                write!(f, "{NVME}?{IMAGE}={}", config.image.display())?;
+                if let Some(size) = config.size {
+                    write!(f, "&size={}", Size(size))?;
+                }
+                let read_only = if config.is_read_only { "yes" } else { "no" };
+                write!(f, "&{READ_ONLY}={read_only}&queues={}", config.queues)
             }
         }
     }
@@ -442,6 +552,12 @@ mod tests {
             ("accel?features=p2p", accel(64 << 20, 0, MigrationFlags::STOP_COPY | MigrationFlags::P2P)),
             ("accel?features=stop-copy,p2p,pre-copy&state=1MiB", accel(1 << 20, 0, all)),
             ("accel?config=optional&state=1K", accel(1024, 0, all)),
+            ("nvme?image=/dev/vg/disk", Model::Nvme(NvmeConfig::new("/dev/vg/disk"))),
+            (
+                "nvme?image=a?b=c&size=1G&readonly&queues=64",
+                Model::Nvme(NvmeConfig::new("a?b=c").size(1 << 30).read_only(true).queues(64)),
+            ),
+            ("nvme?readonly=no&image=d", Model::Nvme(NvmeConfig::new("d"))),
             (
                 "accel?state=4K&config=required",
                 Model::Accel(AccelConfig::default().state_bytes(4096).needs_config(true), Protocol::V2),
@@ -456,9 +572,9 @@ mod tests {
     #[test]
     fn what_names_no_model_is_refused_with_what_there_is() {
         let cases = [
-            ("", "unknown model '': expected one of serial, accel, legacy"),
-            ("mtty", "unknown model 'mtty': expected one of serial, accel, legacy"),
-            ("Serial", "unknown model 'Serial': expected one of serial, accel, legacy"),
+            ("", "unknown model '': expected one of serial, accel, legacy, nvme"),
+            ("mtty", "unknown model 'mtty': expected one of serial, accel, legacy, nvme"),
+            ("Serial", "unknown model 'Serial': expected one of serial, accel, legacy, nvme"),
             (
                 "serial?state=1M",
                 "unknown setting state for model serial: expected one of ports, answers, protocol",
@@ -495,6 +611,27 @@ mod tests {
             (
                 "legacy?state=1025",
                 "invalid value '1025' for state (model legacy): expected 1KiB to 64GiB, a multiple of 8 bytes",
+            ),
+            (
+                "nvme",
+                "model nvme needs the setting image: expected the path of a file or block device, as image=PATH",
+            ),
+            (
+                "nvme?image=",
+                "model nvme needs the setting image: expected the path of a file or block device, as image=PATH",
+            ),
+            (
+                "nvme?image=a&readonly=maybe",
+                "invalid value 'maybe' for readonly (model nvme): expected yes or no",
+            ),
+            ("nvme?image=a&queues=65", "invalid value '65' for queues (model nvme): expected 1 to 64"),
+            (
+                "nvme?image=a&size=1000",
+                "invalid value '1000' for size (model nvme): expected a multiple of 512 bytes above 0",
+            ),
+            (
+                "nvme?disk=a",
+                "unknown setting disk for model nvme: expected one of image, size, readonly, queues",
             ),
             (
                 "legacy?section=63",

@@ -34,6 +34,9 @@ const DESCRIPTORS: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
+    // The lock of an image, and its pages in the cache.
+    libc::SYS_flock,
+    libc::SYS_fadvise64,
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_close,

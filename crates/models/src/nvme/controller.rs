@@ -99,6 +99,8 @@ impl Controller {
             return self.fail();
         }
         registers.ready = true;
+        // One that was shut down while it was disabled runs again.
+        registers.shutdown = Shutdown::None;
         self.submissions = BTreeMap::from([(ADMIN, submissions)]);
         self.completions = BTreeMap::from([(ADMIN, completions)]);
         self.alive_at = now;
@@ -129,6 +131,7 @@ impl Controller {
     pub(super) fn fail(&mut self) {
         self.registers.ready = false;
         self.registers.failed = true;
+        self.events = Events::default();
     }
 
     /// Ends a shutdown, after the image was flushed.
@@ -193,6 +196,19 @@ impl Controller {
     /// Returns whether the INTx line is asserted.
     pub(super) fn asserts_line(&self) -> bool {
         self.registers.masked & 1 == 0 && self.completions.values().any(CompletionQueue::interrupts)
+    }
+
+    /// Stops the host's clock, which does not go on while the device is stopped.
+    pub(super) fn stop_clocks(&mut self, now: Duration) {
+        let timestamp = &mut self.features.timestamp;
+        timestamp.milliseconds = timestamp.milliseconds_at(now);
+        timestamp.at = now;
+    }
+
+    /// Lets the host's clock run, and the time for keep-alive start over: the host could not send commands meanwhile.
+    pub(super) fn start_clocks(&mut self, now: Duration) {
+        self.features.timestamp.at = now;
+        self.alive_at = now;
     }
 
     /// Returns the time at which the controller fails unless the host sends a command; `None` without keep-alive.

@@ -1,4 +1,4 @@
-//! What a controller is, and the limits that it tells the host. No host changes them.
+//! The properties of a controller that no host changes, and the limits that it tells the host.
 
 /// MDTS: the logarithm of the pages that a command may transfer.
 pub(super) const MAX_TRANSFER_PAGES_LOG2: u8 = 6;
@@ -9,7 +9,7 @@ pub(super) const NAMESPACE: u32 = 1;
 /// The queue of admin commands.
 pub(super) const ADMIN: u16 = 0;
 
-/// What a controller is, which no host changes.
+/// The properties of a controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     /// ASCII text with spaces behind it.

@@ -51,8 +51,7 @@ impl Migration for Nvme {
                     tracing::warn!(%errno, image = %self.config.image.display(),
                         "the device cannot run: its image belongs to another device");
                 })?;
-                // The host could not send commands meanwhile.
-                self.controller.alive_at = self.now;
+                self.controller.start_clocks(self.now);
             }
             _ => {}
         }
@@ -140,6 +139,7 @@ impl Nvme {
         }
         self.flight.begin_all_again();
         self.image.disown();
+        self.controller.stop_clocks(self.now);
         Ok(())
     }
 
@@ -190,7 +190,6 @@ impl Nvme {
             controller: self.controller.clone(),
             commands: flight.commands.values().map(|command| (command.sq, command.entry)).collect(),
             completions: completions.into(),
-            now: self.now,
         }
     }
 
@@ -198,8 +197,7 @@ impl Nvme {
     fn load(&mut self, machine: Machine) {
         let Machine { controller, commands, completions, .. } = machine;
         self.drop_commands();
-        self.controller = Controller { alive_at: self.now, ..controller };
-        self.controller.features.timestamp.at = self.now;
+        self.controller = controller;
         for (sq, entry) in commands {
             if let Some(queue) = self.controller.submissions.get(&sq) {
                 self.flight.add(sq, queue.completion_queue, entry);

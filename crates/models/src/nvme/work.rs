@@ -51,7 +51,7 @@ impl AsyncDma for Nvme {
 }
 
 impl Nvme {
-    /// Does some work, up to an access that waits for the memory's owner. Returns whether more remains.
+    /// Works for a moment, up to an access that waits for the memory's owner. Returns whether more remains.
     pub(super) fn work(&mut self) -> bool {
         // An access that waits is already made of its step.
         if self.function.dma().is_none() || self.waits_for.is_some() {

@@ -149,8 +149,8 @@ pub(super) fn get(
         TIMESTAMP => {
             let timestamp = features.timestamp;
             let mut data = timestamp.milliseconds_at(now).to_le_bytes().to_vec();
-            // The origin: set by the host, or cleared by a reset.
-            data[6] = u8::from(timestamp.is_set) << 1;
+            // It may have stopped meanwhile, with the device; and its origin: set by the host, or cleared by a reset.
+            data[6] = 1 | u8::from(timestamp.is_set) << 1;
             data[7] = 0;
             return Ok(Outcome::ToHost(data));
         }

@@ -37,7 +37,7 @@ pub(super) fn execute(
         admin::SET_FEATURES => features::set(controller, entry, now),
         admin::GET_FEATURES => features::get(controller, entry, now),
         admin::ASYNC_EVENT_REQUEST => controller.events.request(entry.command_id).map(|()| Outcome::Waits),
-        // Every command of the host is a sign of life: see the driver's timer.
+        // Keep alive: every command that is fetched restarts the timer.
         _ => Ok(Outcome::Complete(0)),
     }
 }

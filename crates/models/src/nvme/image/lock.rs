@@ -39,8 +39,10 @@ impl OwnerLock {
             }
         })?;
         if image.is_block_device() {
-            // Another host may have written since this one has read. Pages that stay would only be old data.
-            fadvise(file, 0, None, Advice::DontNeed)?;
+            // Another host may have written since this one has read.
+            if let Err(error) = fadvise(file, 0, None, Advice::DontNeed) {
+                tracing::warn!(%error, "cannot drop the image's pages from the cache: they may be older than the disk");
+            }
         }
         self.is_held = true;
         Ok(())

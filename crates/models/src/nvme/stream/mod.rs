@@ -20,8 +20,6 @@ mod load;
 mod tests;
 mod v1;
 
-use std::time::Duration;
-
 use crc_fast::{CrcAlgorithm, checksum};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -76,8 +74,6 @@ pub(super) struct Machine {
     pub(super) commands: Vec<(u16, SubmissionEntry)>,
     /// The completions that were not posted.
     pub(super) completions: Vec<Completion>,
-    /// The controller's time, which its clocks are relative to.
-    pub(super) now: Duration,
 }
 
 /// Returns the part of a stream that does not change while the device runs.

@@ -56,7 +56,6 @@ fn machine() -> Machine {
         controller,
         commands: vec![(2, entry), (0, SubmissionEntry { command_id: 3, ..entry })],
         completions: vec![completion],
-        now: Duration::ZERO,
     }
 }
 
@@ -78,14 +77,6 @@ fn a_state_loads_in_pieces_of_any_size() {
         assert_eq!(loader.finish(), Some(&machine), "with the identity of the source");
         assert_eq!(loader.write(&[0]), Err(whimbrel_device::Errno::ENOMEM));
     }
-}
-
-#[test]
-fn the_clock_of_the_host_goes_on_until_the_state_is_saved() {
-    let later = Machine { now: Duration::from_millis(500), ..machine() };
-    let mut loader = Loader::new(limits());
-    loader.write(&whole(&later)).unwrap();
-    assert_eq!(loader.finish().unwrap().controller.features.timestamp.milliseconds, 1_235_067);
 }
 
 #[test]

@@ -138,7 +138,7 @@ pub(super) const MAX_BYTES: usize = MIN_BYTES
     + MAX_ERRORS * size_of::<ErrorRecord>();
 
 pub(super) fn encode(machine: &Machine) -> Vec<u8> {
-    let Machine { controller, commands, completions: ends, now } = machine;
+    let Machine { controller, commands, completions: ends } = machine;
     let Controller { registers, submissions, completions, features, events, errors, health, .. } = controller;
     let mut status = registers.shutdown.bits() << 2;
     for (flag, is_set) in [(READY, registers.ready), (FAILED, registers.failed)] {
@@ -156,7 +156,7 @@ pub(super) fn encode(machine: &Machine) -> Vec<u8> {
         submission_base: registers.submission_base,
         completion_base: registers.completion_base,
         not_coalesced: [features.not_coalesced as u64, (features.not_coalesced >> 64) as u64],
-        timestamp: features.timestamp.milliseconds_at(*now),
+        timestamp: features.timestamp.milliseconds,
         arbitration: features.arbitration,
         error_recovery: features.error_recovery,
         coalescing: features.coalescing,
@@ -270,7 +270,6 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Option<Machine> {
         controller: Controller { events, errors, ..controller },
         commands,
         completions,
-        now: Duration::ZERO,
     })
 }
 

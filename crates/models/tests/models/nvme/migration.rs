@@ -93,6 +93,29 @@ fn requests_for_events_and_events_travel() {
 }
 
 #[test]
+fn the_clock_of_the_host_is_stopped_with_the_device() {
+    let bench = Bench::new();
+    let mut host = bench.admin_on(bench.device());
+    let command = |opcode| Command { prp1: DATA, ..Command::admin(opcode, [0x0e, 0, 0, 0, 0, 0]) };
+    host.memory.write(DATA, &1_000_000_u64.to_le_bytes());
+    assert_eq!(host.admin(command(0x09)), (0, 0, 0));
+    host.device().advance(Duration::from_secs(5));
+    let stream = save(&host.device());
+    host.device().advance(Duration::from_secs(9));
+    host.device().set_mig_state(State::Stop).unwrap();
+    assert!(save(&host.device()) == stream, "the same state at any time");
+    let destination = bench.device();
+    destination.advance(Duration::from_secs(100));
+    load(&destination, &stream);
+    destination.set_mig_state(State::Running).unwrap();
+    destination.advance(Duration::from_secs(101));
+    host.move_to(destination);
+    host.driver.submit_as_it_is(0, command(0x0a)).unwrap();
+    host.device().advance(Duration::from_secs(101));
+    assert_eq!(host.memory.read(DATA, 6), 1_006_000_u64.to_le_bytes()[..6]);
+}
+
+#[test]
 fn in_the_p2p_states_it_starts_no_dma_and_takes_doorbells() {
     for (p2p, running) in [(State::RunningP2p, State::Running), (State::PreCopyP2p, State::PreCopy)] {
         let bench = Bench::new();
@@ -236,6 +259,20 @@ fn a_shutdown_ends_where_the_device_goes() {
     host.driver.write_u32(0x14, 0x0046_4001).unwrap();
     migrate(&bench, &mut host);
     assert_eq!(host.driver.read_u32(0x1c).unwrap(), 0b1001, "its flush has ended with the stop");
+}
+
+#[test]
+fn a_controller_that_has_failed_stays_so_where_it_goes() {
+    let bench = Bench::new();
+    let mut host = bench.admin_on(bench.device());
+    let request = Command { identifier: 5, ..Command::admin(0x0c, [0; 6]) };
+    host.driver.submit_as_it_is(0, request).unwrap();
+    host.driver.set_feature(0x0f, 100).unwrap();
+    host.device().advance(Duration::from_secs(1));
+    assert_eq!(host.driver.read_u32(0x1c).unwrap(), 0b10, "no sign of the host");
+    migrate(&bench, &mut host);
+    assert_eq!(host.driver.read_u32(0x1c).unwrap(), 0b10);
+    bench.host_on(host.device(), 8).write(0, &[1; 512]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use whimbrel_device::{DeviceFile, State, WorkingDevice};
+use whimbrel_device::{DataFile, DeviceFile, State, WorkingDevice};
 use whimbrel_models::nvme::guest::{Command, FUA, ranges};
 
 use super::host::{BLOCK, Bench, DATA, Host, IMAGE, Memory, load, pattern, read_all};
@@ -87,13 +87,18 @@ impl Traffic {
     }
 }
 
+/// Requests a state until the injected faults of the way are used up.
+fn insist(device: &DeviceFile, state: State) -> Option<DataFile> {
+    (0..20).find_map(|_| device.set_mig_state(state).ok()).expect("faults end")
+}
+
 /// Brings the state of one device to the other, perhaps by way of pre-copy, a failure or a cancellation. Returns whether the
 /// device has moved.
 fn migrate(rng: &mut Rng, source: &DeviceFile, destination: &DeviceFile) -> bool {
     let mut stream = Vec::new();
-    let data = if rng.bool() {
-        let data = source.set_mig_state(State::PreCopy).unwrap().unwrap();
-        stream.extend(read_all(&data));
+    let precopy = rng.bool().then(|| source.set_mig_state(State::PreCopy).unwrap().unwrap());
+    if let Some(data) = &precopy {
+        stream.extend(read_all(data));
         match rng.u32(0..6) {
             0 => {
                 source.set_mig_state(State::Running).unwrap();
@@ -102,31 +107,19 @@ fn migrate(rng: &mut Rng, source: &DeviceFile, destination: &DeviceFile) -> bool
             1 => drop(source.set_mig_state(State::PreCopyP2p).unwrap()),
             _ => {}
         }
-        // A fault of the list may hit the first try.
-        if source.set_mig_state(State::StopCopy).is_err() {
-            source.set_mig_state(State::StopCopy).unwrap();
-        }
-        data
-    } else {
-        match source.set_mig_state(State::StopCopy) {
-            Ok(data) => data.unwrap(),
-            Err(_) => source.set_mig_state(State::StopCopy).unwrap().unwrap(),
-        }
-    };
-    stream.extend(read_all(&data));
-    while destination.set_mig_state(State::Stop).is_err() {}
+    }
+    let stopped = insist(source, State::StopCopy);
+    stream.extend(read_all(&precopy.or(stopped).unwrap()));
+    insist(destination, State::Stop);
     load(destination, &stream);
     if rng.u32(0..5) == 0 {
         // Cancelled at the last moment: the destination never runs.
-        source.set_mig_state(State::Running).unwrap();
+        insist(source, State::Running);
         assert!(destination.set_mig_state(State::Running).is_err(), "the source has its image");
         destination.reset().unwrap();
         return false;
     }
-    if destination.set_mig_state(State::RunningP2p).is_err() {
-        destination.set_mig_state(State::RunningP2p).unwrap();
-    }
-    destination.set_mig_state(State::Running).unwrap();
+    insist(destination, State::Running);
     assert!(source.set_mig_state(State::Running).is_err(), "the destination has its image");
     source.reset().unwrap();
     true
@@ -147,15 +140,13 @@ fn random_io_survives_a_hundred_migrations() {
             for _ in 0..traffic.rng.u32(1..12) {
                 traffic.submit(&mut host);
             }
-            for _ in 0..traffic.rng.u32(0..6) {
+            for _ in 0..traffic.rng.u32(0..40) {
                 host.device().advance(Duration::ZERO);
                 if traffic.rng.bool() {
                     std::thread::yield_now();
                 }
             }
-            if traffic.rng.bool() {
-                traffic.reap(&mut host);
-            }
+            traffic.reap(&mut host);
             if migrate(&mut traffic.rng, &devices[0], &devices[1]) {
                 moves += 1;
                 devices.swap(0, 1);
@@ -166,7 +157,7 @@ fn random_io_survives_a_hundred_migrations() {
             host.device().advance(Duration::ZERO);
             traffic.reap(&mut host);
         }
-        assert!(traffic.completed > 100, "{}", traffic.completed);
+        assert!(traffic.completed > 200, "{}", traffic.completed);
         assert!(bench.image() == traffic.shadow, "nothing is lost, and nothing is written twice");
     }
 }

@@ -140,6 +140,17 @@ fn a_controller_that_is_shut_down_executes_nothing() {
 }
 
 #[test]
+fn a_controller_that_is_shut_down_while_it_is_disabled_can_be_enabled() {
+    let bench = Bench::new();
+    let mut host = bench.host();
+    host.driver.reset().unwrap();
+    host.driver.shut_down().unwrap();
+    host.driver.write_u32(0x14, 0).unwrap();
+    let mut host = bench.host_on(host.device(), 8);
+    host.write(0, &[1; 512]);
+}
+
+#[test]
 fn nothing_is_executed_before_it_is_enabled() {
     let bench = Bench::new();
     let mut host = bench.admin_on(bench.device());
