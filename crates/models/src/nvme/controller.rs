@@ -103,7 +103,7 @@ impl Controller {
         registers.shutdown = Shutdown::None;
         self.submissions = BTreeMap::from([(ADMIN, submissions)]);
         self.completions = BTreeMap::from([(ADMIN, completions)]);
-        self.alive_at = now;
+        self.start_clocks(now);
     }
 
     /// Resets the controller by CC.EN. The admin queues' registers, the logs and the host's configuration word stay.
@@ -200,9 +200,11 @@ impl Controller {
 
     /// Stops the host's clock, which does not go on while the device is stopped.
     pub(super) fn stop_clocks(&mut self, now: Duration) {
-        let timestamp = &mut self.features.timestamp;
-        timestamp.milliseconds = timestamp.milliseconds_at(now);
-        timestamp.at = now;
+        if self.registers.ready {
+            let timestamp = &mut self.features.timestamp;
+            timestamp.milliseconds = timestamp.milliseconds_at(now);
+            timestamp.at = now;
+        }
     }
 
     /// Lets the host's clock run, and the time for keep-alive start over: the host could not send commands meanwhile.

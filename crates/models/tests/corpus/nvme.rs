@@ -29,6 +29,7 @@ struct Bench {
     config: NvmeConfig,
     memory: Arc<File>,
     device: DeviceFile,
+    now: Duration,
 }
 
 impl Bench {
@@ -43,13 +44,20 @@ impl Bench {
         device
     }
 
-    /// Works until nothing is left to do.
-    fn settle(&self) {
+    /// Lets the device work for a moment.
+    fn advance(&mut self) -> Next {
+        self.now += Duration::from_micros(1);
+        self.device.advance(self.now)
+    }
+
+    /// Works until nothing is left to do but to wait for the host's keep-alive.
+    fn settle(&mut self) {
         for _ in 0..100_000 {
-            if self.device.advance(Duration::ZERO) == Next::Idle {
-                return;
+            match self.advance() {
+                Next::Idle => return,
+                Next::At(time) if time > self.now + Duration::from_millis(5) => return,
+                _ => std::thread::yield_now(),
             }
-            std::thread::yield_now();
         }
         panic!("the device does not come to an end");
     }
@@ -89,7 +97,7 @@ pub(crate) fn run(script: &[u8]) {
     let memory = Arc::new(memory);
     let config = NvmeConfig::new(folder.path().join("image")).size(IMAGE).queues(3);
     let device = Bench::device(&config, &memory);
-    let mut bench = Bench { config, memory, device };
+    let mut bench = Bench { config, memory, device, now: Duration::ZERO };
     let mut rest = script;
     let mut migrations = 0;
     while let Some((action, left)) = rest.split_first() {
@@ -114,7 +122,7 @@ pub(crate) fn run(script: &[u8]) {
                 let Some((steps, left)) = rest.split_first() else { break };
                 rest = left;
                 for _ in 0..*steps {
-                    bench.device.advance(Duration::ZERO);
+                    bench.advance();
                 }
             }
             3 if migrations < 4 => {

@@ -11,3 +11,4 @@ mod moving;
 mod owner;
 mod queues;
 mod reset;
+mod stream;
