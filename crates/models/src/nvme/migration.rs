@@ -7,7 +7,6 @@ use whimbrel_device::{
 };
 use whimbrel_protocol::session::{self, Direction, Effect};
 
-use super::controller::Controller;
 use super::image::Operation;
 use super::stream::{self, Loader, Machine};
 use super::work::Step;

@@ -109,7 +109,7 @@ pub(crate) fn run(script: &[u8]) {
                 };
                 rest = left;
                 let offset = u64::from(u16::from_le_bytes([*low, *high]) % 0x4000);
-                let width = usize::from([4, 8, 4, 1][usize::from(width % 4)]);
+                let width: usize = [4, 8, 4, 1][usize::from(width % 4)];
                 let _ = bench.device.write_region(0, offset, &value[..width]);
             }
             1 => {
