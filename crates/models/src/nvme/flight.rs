@@ -70,10 +70,12 @@ impl Flight {
         Some(command)
     }
 
-    /// Adds a completion to post.
-    pub(super) fn push_completion(&mut self, completion: Completion) {
-        *self.expected.entry(completion.cq).or_default() += 1;
-        self.completions.push_back(completion);
+    /// Adds completions to post.
+    pub(super) fn push_completions(&mut self, completions: impl IntoIterator<Item = Completion>) {
+        for completion in completions {
+            *self.expected.entry(completion.cq).or_default() += 1;
+            self.completions.push_back(completion);
+        }
     }
 
     /// Takes the first completion whose queue can take it.

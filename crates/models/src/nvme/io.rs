@@ -71,26 +71,22 @@ pub(super) fn take_data(
 ) -> Result<Outcome, Status> {
     let limits = &controller.limits;
     let durable = entry.dword12 & FORCE_UNIT_ACCESS != 0 || !controller.features.write_cache;
-    match entry.opcode {
-        nvm::WRITE => {
-            let (offset, _) = transfer(limits, entry)?;
-            Ok(Outcome::Image(Operation::Write { offset, data, durable }))
-        }
-        _ => {
-            let mut ranges = Vec::new();
-            for bytes in data.chunks_exact(size_of::<Range>()) {
-                let named = Range::read_from_bytes(bytes).map_err(|_| Status::INTERNAL_ERROR)?;
-                if named.blocks > 0 {
-                    ranges.push(range(limits, named.start, named.blocks.into())?);
-                }
-            }
-            // The other attributes are hints that nothing follows from.
-            if entry.dword11 & ATTRIBUTE_DEALLOCATE == 0 || ranges.is_empty() {
-                return Ok(Outcome::Complete(0));
-            }
-            Ok(Outcome::Image(Operation::Deallocate(ranges)))
+    if entry.opcode == nvm::WRITE {
+        let (offset, _) = transfer(limits, entry)?;
+        return Ok(Outcome::Image(Operation::Write { offset, data, durable }));
+    }
+    let mut ranges = Vec::new();
+    for bytes in data.chunks_exact(size_of::<Range>()) {
+        let named = Range::read_from_bytes(bytes).map_err(|_| Status::INTERNAL_ERROR)?;
+        if named.blocks > 0 {
+            ranges.push(range(limits, named.start, named.blocks.into())?);
         }
     }
+    // The other attributes are hints that nothing follows from.
+    if entry.dword11 & ATTRIBUTE_DEALLOCATE == 0 || ranges.is_empty() {
+        return Ok(Outcome::Complete(0));
+    }
+    Ok(Outcome::Image(Operation::Deallocate(ranges)))
 }
 
 /// Counts a command that has succeeded, for the health log.

@@ -21,7 +21,7 @@ pub(super) enum Session {
         stream: Vec<u8>,
         read: usize,
     },
-    Resuming(Loader),
+    Resuming(Box<Loader>),
 }
 
 impl Migration for Nvme {
@@ -65,7 +65,7 @@ impl Migration for Nvme {
             }
             Effect::Opens(Direction::Resuming) => {
                 self.start_over();
-                self.session = Session::Resuming(Loader::new(self.controller.limits.clone()));
+                self.session = Session::Resuming(Box::new(Loader::new(self.controller.limits.clone())));
             }
             Effect::Ends => {
                 if let Session::Resuming(loader) = &self.session {
@@ -203,7 +203,7 @@ impl Nvme {
             }
         }
         self.flight.begin_all_again();
-        completions.into_iter().for_each(|completion| self.flight.push_completion(completion));
+        self.flight.push_completions(completions);
         self.signal_again = true;
     }
 

@@ -46,7 +46,7 @@ impl Nvme {
                 for command in commands {
                     let end = Err(Status::ABORTED_BY_QUEUE_DELETION);
                     let completion = self.controller.complete(sq, &command.entry, end);
-                    completion.into_iter().for_each(|completion| self.flight.push_completion(completion));
+                    self.flight.push_completions(completion);
                 }
                 self.image.abandon(tags);
                 self.controller.submissions.remove(&sq);
@@ -106,7 +106,7 @@ impl Nvme {
             io::count(&mut self.controller, &command.entry);
         }
         let completion = self.controller.complete(command.sq, &command.entry, end);
-        completion.into_iter().for_each(|completion| self.flight.push_completion(completion));
+        self.flight.push_completions(completion);
     }
 
     /// Begins operations that wait for the image.

@@ -78,7 +78,7 @@ impl PrpWalk {
         let pages = self.left.div_ceil(PAGE_BYTES);
         let is_chained = entries.len() as u64 != pages;
         let (named, next) = match entries.split_last() {
-            Some((last, named)) if is_chained => (named, Some(u64::from_le_bytes(*last))),
+            Some((link, named)) if is_chained => (named, Some(u64::from_le_bytes(*link))),
             _ => (entries, None),
         };
         for entry in named {

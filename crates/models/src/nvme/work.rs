@@ -161,7 +161,7 @@ impl Nvme {
         {
             let entry = SubmissionEntry { command_id, ..SubmissionEntry::default() };
             let completion = self.controller.complete(ADMIN, &entry, Ok(event.result()));
-            completion.into_iter().for_each(|completion| self.flight.push_completion(completion));
+            self.flight.push_completions(completion);
         }
     }
 

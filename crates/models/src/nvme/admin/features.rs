@@ -235,8 +235,10 @@ pub(super) fn take_data(controller: &mut Controller, data: &[u8], now: Duration)
 fn capabilities(feature: u8) -> Result<u32, Status> {
     match feature {
         ERROR_RECOVERY => Ok(CHANGEABLE | PER_NAMESPACE),
-        ARBITRATION..=POWER_MANAGEMENT | TEMPERATURE_THRESHOLD..=EVENT_CONFIGURATION => Ok(CHANGEABLE),
-        TIMESTAMP | KEEP_ALIVE => Ok(CHANGEABLE),
+        ARBITRATION..=POWER_MANAGEMENT
+        | TEMPERATURE_THRESHOLD..=EVENT_CONFIGURATION
+        | TIMESTAMP
+        | KEEP_ALIVE => Ok(CHANGEABLE),
         _ => Err(Status::INVALID_FIELD),
     }
 }

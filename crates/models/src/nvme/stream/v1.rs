@@ -266,7 +266,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Option<Machine> {
         && (controller.registers.ready
             || commands.is_empty() && completions.is_empty() && events.requests.is_empty())
         && have_room(&controller, &commands, &completions)?;
-    is_sound.then(|| Machine {
+    is_sound.then_some(Machine {
         controller: Controller { events, errors, ..controller },
         commands,
         completions,

@@ -167,6 +167,7 @@ impl Bench {
 }
 
 /// Lets the device work a little.
+#[allow(clippy::unnecessary_wraps, reason = "as the driver calls it")]
 fn step(seat: &mut Seat) -> Result<(), Errno> {
     if seat.device.advance(Duration::ZERO) != Next::Now {
         std::thread::yield_now();

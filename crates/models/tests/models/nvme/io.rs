@@ -115,7 +115,7 @@ fn zeros_are_written_with_and_without_deallocation() {
     let bench = Bench::new();
     let mut host = bench.host();
     for bits in [0, DEAC, FUA, DEAC | FUA] {
-        host.write(0, &[7; 32768]);
+        host.write(0, &vec![7; 32768]);
         assert!(host.io(Command::write_zeroes(3, 17).with(bits), 0, 0).is_success());
         let expected = [vec![7; 3 * 512], vec![0; 17 * 512], vec![7; 44 * 512]].concat();
         assert_eq!(host.read(0, 32768), expected, "{bits:#x}");
@@ -137,7 +137,7 @@ fn deallocation_punches_holes_that_read_as_zeros() {
     host.io(Command::flush(), 0, 0);
     assert!(space() < full);
     assert_eq!(host.read(0, 65536), vec![0; 65536]);
-    assert_eq!(host.read(128, 65536), pattern(1, 256 << 10)[65536..131072]);
+    assert_eq!(host.read(128, 65536), pattern(1, 256 << 10)[65536..131_072]);
     assert_eq!(host.read(256, 65536), vec![0; 65536]);
 
     // Without the attribute, ranges are hints.

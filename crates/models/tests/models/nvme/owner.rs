@@ -1,6 +1,6 @@
 //! The image's owner: one running device at a time, whatever becomes of a migration.
 
-use whimbrel_device::{Errno, State};
+use whimbrel_device::{DeviceFile, Errno, State};
 use whimbrel_models::nvme::guest::Command;
 
 use super::host::{Bench, DATA, load, pattern, save, settle};
@@ -53,9 +53,12 @@ fn a_device_cannot_run_without_the_image_and_can_be_tried_again() {
     assert_eq!(host.read(0, 512), pattern(1, 512));
 }
 
+/// A way out of RUNNING.
+type Leave = fn(&DeviceFile);
+
 #[test]
 fn every_way_out_of_running_gives_the_image_up() {
-    let leave: [(&str, fn(&whimbrel_device::DeviceFile)); 4] = [
+    let leave: [(&str, Leave); 4] = [
         ("stop", |device| drop(device.set_mig_state(State::Stop).unwrap())),
         ("save", |device| drop(save(device))),
         ("reset", |device| device.reset().unwrap()),
