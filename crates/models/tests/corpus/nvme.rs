@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{DeviceFile, Next, State};
 use whimbrel_memory::FileOffset;
-use whimbrel_models::nvme::{Nvme, NvmeConfig, NvmeError};
+use whimbrel_models::nvme::{Nvme, NvmeConfig};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 const IMAGE: u64 = 1 << 20;
@@ -35,7 +35,7 @@ struct Bench {
 impl Bench {
     fn device(config: &NvmeConfig, memory: &Arc<File>) -> DeviceFile {
         let device = DeviceFile::try_new("disk", |bus| {
-            Ok::<_, NvmeError>(Nvme::new(config.clone(), config.open_image()?, bus)?)
+            config.open_image().and_then(|image| Nvme::new(config.clone(), image, bus))
         })
         .expect("a device");
         let (rights, file) =
