@@ -138,7 +138,8 @@ impl From<whimbrel_engine::Error> for Failure {
 }
 
 /// With `--json`, `outcome` is the device's whereabouts: `runs_on`, `runs_on_after_reset`, `untouched`,
-/// `unknown` or `stranded`. `warnings` are the problems that did not change it.
+/// `unknown` or `stranded`. `warnings` are the problems that did not change it. Beside them are the figures of a migration that
+/// has begun.
 impl From<SendError> for Failure {
     fn from(error: SendError) -> Failure {
         let outcome = match &error.outcome {
@@ -149,7 +150,11 @@ impl From<SendError> for Failure {
             Outcome::Stranded(_) => "stranded",
         };
         let told = serde_json::json!({ "outcome": outcome, "warnings": error.warnings });
-        let failure = Failure::from_error(&error).result(&told);
+        let mut failure = Failure::from_error(&error);
+        if !error.report.migration.is_empty() {
+            failure = failure.result(&error.report);
+        }
+        let failure = failure.result(&told);
         failure.hint_if(error.advice())
     }
 }

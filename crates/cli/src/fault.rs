@@ -14,9 +14,9 @@ pub(crate) const HELP: &str = "Inject a fault into the device, such as 'arc RUNN
 const LIST: &str = "\
 Separate several faults with semicolons, or repeat --fault. Other faults: 'read after 1MiB: short' (or EIO, \
 end), 'read after 0 in STOP_COPY: EIO', 'write after 4KiB: ENOSPC', 'delay STOP_COPY 200ms', 'size: 100GiB', \
-'precopy: initial 5 dirty 0', 'reinit after 1MiB', 'temporary end: 0', 'log report: EIO', 'reset: EIO'; * is \
-any state, 'broken' after the errno of an arc leads to ERROR, 0 instead of it reports success and leaves the \
-device where it was, and 'once' or '3 times' at the end limits the number of times.";
+'precopy: initial 5 dirty 0', 'reinit after 1MiB', 'temporary end: 0', 'log report: EIO' (or start, stop), \
+'reset: EIO'; * is any state, 'broken' after the errno of an arc leads to ERROR, 0 instead of it reports \
+success and leaves the device where it was, and 'once' or '3 times' at the end limits the number of times.";
 
 /// The long help of a command with one device.
 pub(crate) fn long_help() -> String {

@@ -9,6 +9,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt, registry};
 
 use crate::failure::Failure;
+use crate::shown::Shown;
 
 /// The filter's environment variable.
 const VARIABLE: &str = "WHIMBREL_LOG";
@@ -30,7 +31,7 @@ pub(crate) fn start(verbose: u8) -> Result<(), Failure> {
         1 => log.compact().with_target(false).boxed(),
         _ => log.compact().boxed(),
     };
-    registry().with(selected).with(log).init();
+    registry().with(selected).with(log).with(Shown).init();
     Ok(())
 }
 

@@ -29,6 +29,7 @@ mod run;
 mod save;
 mod send;
 mod serve;
+mod shown;
 mod signals;
 mod size;
 mod state;

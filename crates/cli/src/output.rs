@@ -12,6 +12,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::shown;
 use crate::usage;
 
 /// The failure of a write to stdout.
@@ -126,10 +127,12 @@ pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Prints warnings to stderr.
+/// Prints warnings to stderr, except those that the log has shown there.
 pub(crate) fn warn(warnings: impl IntoIterator<Item: fmt::Display>) {
     for warning in warnings {
-        note(format_args!("warning: {warning}"));
+        if !shown::is_shown(&warning.to_string()) {
+            note(format_args!("warning: {warning}"));
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     /// Timeout for data from the source, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
-    /// After the connection is lost before the devices stop, wait for this long for the source to come back, in seconds.
+    /// After a connection is lost before the devices stop, wait for this long for the source to come back, in seconds.
     /// The source needs --reconnect as well; the shorter time counts. 0: the loss ends the migration
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     reconnect: u64,

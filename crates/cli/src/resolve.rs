@@ -1,16 +1,18 @@
 //! `whimbrel resolve`: settles a migration whose outcome is unknown.
 
-use std::convert::Infallible;
+mod decision;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use whimbrel_engine::{Error, Evidence, Journal, Judgement, Resolve};
+use whimbrel_engine::{Error, Journal, Judgement, Resolve};
 use whimbrel_protocol::State;
-use whimbrel_protocol::handover::{Arbiter, Entry, History, JournalArbiter, Record, Ruling, Side};
+use whimbrel_protocol::handover::{Entry, History, Record, Side};
 use whimbrel_protocol::text::printable;
 
+use self::decision::{Operator, check, decision, option_of, owner_by};
 use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
 use crate::journal;
@@ -138,29 +140,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
 }
 
-/// Returns the side that has the devices by this entry, if it says so.
-fn owner_by(entry: Entry) -> Option<Side> {
-    match entry {
-        Entry::Returned | Entry::Discarding | Entry::Discarded => Some(Side::Source),
-        Entry::Gone | Entry::Started => Some(Side::Destination),
-        Entry::MayBeHandedOver | Entry::MayStart => None,
-    }
-}
-
-/// Returns the side that the operator gives the devices to.
-fn decision(arguments: &Arguments, side: Side) -> Option<Side> {
-    match (arguments.run_here, arguments.run_there) {
-        (true, _) => Some(side),
-        (_, true) => Some(side.other()),
-        _ => None,
-    }
-}
-
-/// The word for a decision, as it was given.
-fn option_of(decision: Side, side: Side) -> &'static str {
-    if decision == side { "--run-here" } else { "--run-there" }
-}
-
 /// Nothing is open: the last outcome is shown. A decision that contradicts it is refused.
 fn settled_before(journal: &Journal, arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let path = arguments.journal.as_path();
@@ -252,114 +231,6 @@ fn read_peer(path: &Path, history: &History) -> Result<History, Failure> {
         side.name()
     ))
     .hint(hint))
-}
-
-/// Refuses what contradicts the proof, or the other side's journal.
-fn check(
-    judgement: &Judgement,
-    decision: Option<Side>,
-    peer: Option<&History>,
-    report: &Report,
-    path: &Path,
-) -> Result<(), Failure> {
-    let side = judgement.side;
-    let refuse = |text: String, hint: String| Err(Failure::new(text).hint(hint).result(report));
-    let unchanged = "nothing was changed".to_string();
-    if judgement.evidence == Evidence::Contradictory {
-        return refuse(
-            format!("{judgement}: {}", path.display()),
-            "check both hosts with `whimbrel state TARGET`, let the devices run on one of them, and use a new journal"
-                .into(),
-        );
-    }
-    if matches!(judgement.evidence, Evidence::OtherDevices { .. }) {
-        return refuse(
-            format!("{judgement}: {}", path.display()),
-            "name the devices of the migration".into(),
-        );
-    }
-    let by_peer = peer.and_then(|peer| peer.entries.iter().rev().find_map(|entry| owner_by(*entry)));
-    if let (Some(owner), Some(by_peer)) = (judgement.owner, by_peer)
-        && owner != by_peer
-    {
-        return refuse(
-            format!(
-                "{judgement}; but the other side's journal says that they belong to the {}",
-                by_peer.name()
-            ),
-            format!("{unchanged}: check on both hosts which devices run, with `whimbrel state TARGET`"),
-        );
-    }
-    if matches!(judgement.evidence, Evidence::OtherHolder { .. })
-        && by_peer == Some(side)
-        && decision.is_none()
-    {
-        return refuse(
-            format!("{judgement}; the other side's journal says that the devices belong to this side"),
-            format!(
-                "{unchanged}: check whether the device has its state; give --run-here to take it as it is. The other side \
-                 may still have the state"
-            ),
-        );
-    }
-    let Some(decision) = decision else { return Ok(()) };
-    let option = option_of(decision, side);
-    if let Some(owner) = judgement.owner.filter(|owner| *owner != decision) {
-        let other_option = option_of(owner, side);
-        return refuse(
-            format!("{option} contradicts what was found: {judgement}"),
-            format!(
-                "{unchanged}; without a decision, or with {other_option}, the command does what was found"
-            ),
-        );
-    }
-    if let Some(by_peer) = by_peer.filter(|by_peer| *by_peer != decision) {
-        return refuse(
-            format!(
-                "{option} contradicts the other side's journal: the devices belong to the {}",
-                by_peer.name()
-            ),
-            unchanged,
-        );
-    }
-    if let Evidence::Lost { device } = &judgement.evidence
-        && decision == side
-        && judgement.owner.is_none()
-    {
-        return refuse(
-            format!("{option}: {device} has lost its state, so that they cannot run here"),
-            unchanged,
-        );
-    }
-    Ok(())
-}
-
-/// The decision where nothing is proven: by the other side's journal, else by the operator.
-struct Operator {
-    decision: Option<Side>,
-    peer: Option<History>,
-}
-
-impl Arbiter for Operator {
-    type Error = Infallible;
-
-    fn ask(&mut self, side: Side) -> Result<Ruling, Infallible> {
-        let mut journals = JournalArbiter::new();
-        for entry in self.peer.iter().flat_map(|peer| &peer.entries) {
-            journals.read(*entry);
-        }
-        let is_open =
-            self.peer.as_ref().is_none_or(|peer| peer.entries.iter().all(|it| owner_by(*it).is_none()));
-        Ok(match (self.decision, is_open) {
-            (Some(owner), true) if owner == side => Ruling::Mine,
-            (Some(_), true) => Ruling::Theirs,
-            _ => journals.ask(side),
-        })
-    }
-
-    fn recorded(&mut self, _: Entry) -> Result<(), Infallible> {
-        Ok(())
-    }
 }
 
 /// The failure if nothing decides, with the way to a decision.

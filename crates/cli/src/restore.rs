@@ -155,14 +155,15 @@ fn failed(error: Error, name: &str, raw: bool) -> Failure {
 fn requested_state(error: &whimbrel_user::Error) -> Option<State> {
     match error {
         whimbrel_user::Error::Request { request: Operation::SetState(state), .. }
-        | whimbrel_user::Error::Answer { request: Operation::SetState(state), .. } => Some(*state),
+        | whimbrel_user::Error::Answer { request: Operation::SetState(state), .. }
+        | whimbrel_user::Error::NotReached { state, .. } => Some(*state),
         _ => None,
     }
 }
 
 /// Returns whether a device has answered that it does not load the state: at a part of it, or at its end, in STOP.
 fn is_rejection(error: &whimbrel_user::Error) -> bool {
-    use whimbrel_user::Error::{Answer, Region, Request};
-    matches!(error, Request { .. } | Answer { .. } | Region { .. })
+    use whimbrel_user::Error::{Answer, NotReached, Region, Request};
+    matches!(error, Request { .. } | Answer { .. } | NotReached { .. } | Region { .. })
         && requested_state(error).is_none_or(|state| state == State::Stop)
 }

@@ -140,8 +140,7 @@ fn place(path: &Path) -> Result<Place, Failure> {
         Ok(metadata) if metadata.is_dir() => {
             Err(Failure::new(format!("cannot write {}: it is a folder", path.display())))
         }
-        // The target of a link is replaced, not the link.
-        Ok(metadata) if metadata.is_file() => fs::canonicalize(path).map(Place::File).map_err(cannot_write),
+        Ok(metadata) if metadata.is_file() => Ok(Place::File(path.to_path_buf())),
         Ok(_) => File::options().write(true).open(path).map(Place::Special).map_err(cannot_write),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {

@@ -108,12 +108,11 @@ fn enter(
     }
     device.go_to(state).map_err(|error| {
         let now = device.state();
-        let message = error.to_string();
-        let message = match &now {
-            // The error may be that it is there.
-            Ok(now) if message.contains(&format!("the device in {now}")) => message,
-            Ok(now) => format!("{message}; the device is in {now}"),
-            Err(error) => format!("{message}; its state cannot be read: {error}"),
+        let message = match (&error, &now) {
+            // The error says so.
+            (whimbrel_user::Error::NotReached { found, .. }, Ok(now)) if found == now => error.to_string(),
+            (_, Ok(now)) => format!("{error}; the device is in {now}"),
+            (_, Err(unread)) => format!("{error}; its state cannot be read: {unread}"),
         };
         let hint = match (&now, error.advice()) {
             (Err(whimbrel_user::Error::Lost { .. }), advice) => {

@@ -1,8 +1,9 @@
-//! TARGETs of the command line, and the devices they name.
+//! TARGETs of the command line, and how the devices are opened that they name.
+
+mod opened;
 
 use std::fmt;
 use std::io;
-use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -12,12 +13,14 @@ use serde::{Deserialize, Serialize};
 use whimbrel_engine::channel::{Address, ConnectError, Until, connect_once};
 use whimbrel_models::{Model, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
-use whimbrel_user::{Device, Local, Migratable, State, Version, region};
+use whimbrel_user::{Device, Local, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use crate::failure::Failure;
-use crate::output::{self, note};
+use crate::output;
 use crate::usage::WrongValue;
+
+pub(crate) use opened::Opened;
 
 /// The forms a TARGET has, for errors.
 const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a UUID), group:NAME, cdev:PATH, \
@@ -141,13 +144,6 @@ impl fmt::Display for Closing {
             Closing::Ends => "the model ends with this command",
         })
     }
-}
-
-/// An open device. It is closed when dropped.
-pub(crate) struct Opened {
-    device: Box<dyn Device>,
-    /// Served by another process. Such a device keeps its state when its user disconnects; a kernel device is reset.
-    is_served: bool,
 }
 
 impl Target {
@@ -280,49 +276,6 @@ pub(crate) fn region_version(model: &Model) -> Version {
     }
 }
 
-impl Opened {
-    /// Returns the device if it supports migration.
-    pub(crate) fn migratable(mut self) -> Result<Opened, Failure> {
-        if self.device.migration_flags()?.is_some() {
-            return Ok(self);
-        }
-        let error = whimbrel_engine::Error::NotMigratable { device: self.device.name().to_string() };
-        Err(Failure::from(error).hint(if self.is_served {
-            "the program that serves the device must offer migration: VFIO_DEVICE_FEATURE_MIGRATION, or a migration \
-             region; `whimbrel probe` shows its features"
-        } else {
-            "the device must be bound to a driver that supports migration (a variant driver such as mlx5_vfio_pci); \
-             `whimbrel devices` shows which devices are"
-        }))
-    }
-
-    /// Ends a migration that an earlier sender left unfinished: the served device is then in PRE_COPY, from which no
-    /// migration can begin. A stopped device remains stopped: it may run somewhere else.
-    pub(crate) fn end_abandoned_sending(&mut self) -> Result<(), Failure> {
-        if self.is_served
-            && let state @ (State::PreCopy | State::PreCopyP2p) = self.device.state()?
-        {
-            self.device.go_to(State::Running)?;
-            note(format_args!(
-                "{}: an earlier sender left it in {state}: its migration is ended",
-                self.device.name()
-            ));
-        }
-        Ok(())
-    }
-
-    /// Resets a served device if an earlier receiver left a partial state in it.
-    pub(crate) fn end_abandoned_receiving(&mut self) -> Result<(), Failure> {
-        if self.is_served
-            && let state @ State::Resuming = self.device.state()?
-        {
-            self.device.reset()?;
-            note(format_args!("{}: an earlier receiver left it in {state}: it is reset", self.device.name()));
-        }
-        Ok(())
-    }
-}
-
 /// Refuses a device that is named twice.
 pub(crate) fn check_distinct(targets: &[Target]) -> Result<(), Failure> {
     for (number, target) in targets.iter().enumerate() {
@@ -338,62 +291,11 @@ pub(crate) fn list(targets: &[Target]) -> String {
     output::names(targets)
 }
 
-impl Opened {
-    /// Gives the device away, for the engine.
-    pub(crate) fn into_migratable(self) -> Box<dyn Migratable> {
-        self.device
-    }
-}
-
-impl Deref for Opened {
-    type Target = dyn Device;
-
-    fn deref(&self) -> &(dyn Device + 'static) {
-        &*self.device
-    }
-}
-
-impl DerefMut for Opened {
-    fn deref_mut(&mut self) -> &mut (dyn Device + 'static) {
-        &mut *self.device
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
-
     use super::*;
-
-    /// A device that does nothing, and does not migrate either.
-    struct Fixed;
-
-    impl Driver for Fixed {
-        fn info(&self) -> Info {
-            Info::new(DeviceInfoFlags::PCI)
-        }
-        fn reset(&mut self, _: &Context) -> Result<(), Errno> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_device_that_does_not_migrate_is_refused_with_what_would_help() {
-        for (is_served, helps) in [(false, "a variant driver"), (true, "the program that serves the device")]
-        {
-            let device = Box::new(Local::new(DeviceFile::new("fixed", |_| Fixed)));
-            let opened = Opened { device, is_served };
-            let Err(failure) = opened.migratable() else { panic!("it was taken") };
-            let text = failure.to_string();
-            assert!(
-                text.starts_with("error: fixed: its driver does not support migration\nhint: "),
-                "{text}"
-            );
-            assert!(text.contains(helps), "{text}");
-        }
-    }
 
     #[test]
     fn a_model_that_migrates_through_a_region_is_opened_by_the_text_that_it_follows() {

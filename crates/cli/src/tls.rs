@@ -82,7 +82,7 @@ pub(crate) fn advice(error: &TlsError) -> Option<&'static str> {
         TlsError::Name(_) => {
             Some("say with --tls-peer which name or IP address the destination's certificate carries")
         }
-        TlsError::Foreign(_) => Some(ON_BOTH),
+        TlsError::Foreign(_) | TlsError::Plain => Some(ON_BOTH),
         TlsError::Wait(_) => {
             Some("check that the other side still runs and that the network works; its own log may say more")
         }

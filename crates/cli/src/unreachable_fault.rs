@@ -66,9 +66,10 @@ impl Interface {
             (FaultKind::Precopy(_) | FaultKind::Reinit { .. } | FaultKind::ZeroAtTemporaryEnd, _) => {
                 (!has_precopy).then_some("has no pre-copy")
             }
-            (FaultKind::LogReport(_), Interface::Region(_, Protocol::V1)) => {
-                Some("migrates through a region, which has no log of dirty pages")
-            }
+            (
+                FaultKind::LogStart(_) | FaultKind::LogReport(_) | FaultKind::LogStop(_),
+                Interface::Region(_, Protocol::V1),
+            ) => Some("migrates through a region, which has no log of dirty pages"),
             _ => None,
         }
     }
@@ -178,8 +179,12 @@ mod tests {
             ("precopy: EIO", plain, false),
             ("reinit at end", all, false),
             ("temporary end: 0", all, false),
+            ("log start: EIO", all, false),
             ("log report: EIO", all, false),
+            ("log stop: EIO", all, false),
+            ("log start: EIO", "accel?protocol=draft", true),
             ("log report: EIO", "accel?protocol=draft", true),
+            ("log stop: EIO", "accel?protocol=draft", true),
             ("reset: EIO", all, true),
         ] {
             assert_eq!(refusal(text, model).is_empty(), expected, "{text} with {model}");

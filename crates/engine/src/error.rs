@@ -1,5 +1,8 @@
 //! The reasons why a migration failed, and the state it leaves behind.
 
+mod advice;
+mod link;
+
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +10,7 @@ use std::time::Duration;
 use whimbrel_protocol::handover::{Entry, Unexpected};
 use whimbrel_user::State;
 
-use crate::channel::{ChannelError, ConnectorError, TlsError, named};
+use crate::channel::{ConnectorError, TlsError, named};
 use crate::guest::GuestError;
 use crate::proto::operation::Operation;
 use crate::set::RamError;
@@ -155,6 +158,16 @@ pub enum Error {
         cause: Box<Error>,
         /// The error of the last attempt to replace it.
         last: Option<Box<Error>>,
+    },
+    /// Connections were lost in pre-copy, and replaced, so often that a round has not arrived.
+    #[error("{cause}; round {round} has not arrived although connections were replaced {times} times for it")]
+    LostTooOften {
+        /// The number of the round.
+        round: u32,
+        /// The number of times that connections were replaced since the round before it had arrived.
+        times: u32,
+        /// The error of the last connection that was lost.
+        cause: Box<Error>,
     },
     /// Writing to the link failed.
     #[error("sending failed: {}", named(.0))]
@@ -395,81 +408,6 @@ impl Error {
     /// Returns whether a call into a driver has not returned, so that nothing is known of the state of its device.
     pub(crate) fn is_of_a_lost_device(&self) -> bool {
         matches!(self, Error::Overdue { .. } | Error::Device(whimbrel_user::Error::Lost { .. }))
-    }
-
-    /// Returns the error of a failed channel to `side`.
-    pub(crate) fn of_channel(side: &'static str, timeout: Duration, error: ChannelError) -> Error {
-        match error {
-            ChannelError::Interrupted => Error::Interrupted,
-            ChannelError::TimedOut => Error::Silent { side, waited: timeout },
-            ChannelError::Closed => Error::Lost { side },
-            ChannelError::Malformed(error) => Error::Malformed(error),
-            ChannelError::Failed(error) => match error.downcast::<TlsError>() {
-                Ok(error) => Error::Tls(error),
-                Err(error) => Error::Link(error),
-            },
-        }
-    }
-
-    /// Returns an error that says the same of the link, for another operation that it ends.
-    pub(crate) fn again(&self) -> Error {
-        match self {
-            Error::Lost { side } => Error::Lost { side },
-            Error::Silent { side, waited } => Error::Silent { side, waited: *waited },
-            Error::Link(error) => Error::Link(io::Error::new(error.kind(), named(error))),
-            other => Error::Link(io::Error::other(other.to_string())),
-        }
-    }
-
-    /// Returns whether the link to the other side is unusable.
-    pub(crate) fn is_of_the_link(&self) -> bool {
-        matches!(
-            self,
-            Error::Link(_)
-                | Error::Tls(_)
-                | Error::Silent { .. }
-                | Error::Lost { .. }
-                | Error::NotResumed { .. }
-                | Error::Peer { .. }
-        )
-    }
-
-    /// Returns whether the connection is broken, without a fault of the other side.
-    pub(crate) const fn is_a_break(&self) -> bool {
-        matches!(self, Error::Link(_) | Error::Silent { .. } | Error::Lost { .. })
-    }
-
-    /// Returns a general hint for the operator, if there is one.
-    pub fn advice(&self) -> Option<&'static str> {
-        match self {
-            Error::Device(error) => error.advice(),
-            Error::Overdue { .. } => Some(whimbrel_user::Error::HANG_ADVICE),
-            Error::NotBack { back: error, .. } | Error::NotReset { reset: error, .. }
-                if error.is_of_a_lost_device() =>
-            {
-                Some(whimbrel_user::Error::HANG_ADVICE)
-            }
-            Error::NeedsReset { .. } => Some("reset the device, or close and open it again"),
-            Error::ResetMeanwhile { .. } => Some(
-                "try again once the guest has set the device up again; a vfio-user server can keep pre-copy over a reset \
-                 (whimbrel serve --reset-rule keeps-precopy)",
-            ),
-            Error::NotReset { .. } => Some("close the device: the next one to open it gets it reset"),
-            Error::Silent { .. } => Some(
-                "check that the other side still runs and that the network works; its own log may say more",
-            ),
-            Error::Lost { .. } | Error::NotResumed { .. } => Some(
-                "check whether the other side still runs, and read its log: it has failed or was killed, or the network ended \
-                 the connection",
-            ),
-            Error::Lane { .. } => Some(
-                "check that the destination's address still accepts connections, or migrate over one (--channels 1)",
-            ),
-            Error::Thread(_) => Some(
-                "raise the limit of threads (ulimit -u, or pids.max of the control group) or of open files (ulimit -n)",
-            ),
-            _ => None,
-        }
     }
 }
 

@@ -55,7 +55,7 @@ pub trait Guest: Send {
     /// Makes the program write less memory, because the rounds of a migration get no better: more so with each step, from 1.
     /// Returns whether it is slower than before; the migration then goes on with another round. Otherwise it is not asked
     /// again, and the downtime limit is raised, if that is allowed. That is also so while the devices have more state than the
-    /// limit allows, without any memory. Called at the source.
+    /// limit allows, without any memory, and if some writes to memory are not logged. Called at the source.
     ///
     /// Step 0 ends it: after a migration that failed, before [`Guest::resume`]. It is not called if the outcome is unknown.
     ///

@@ -14,8 +14,7 @@ pub struct SendError {
     pub outcome: Outcome,
     /// Problems that did not change the outcome, such as a configuration that could not be restored after a reset.
     pub warnings: Vec<String>,
-    /// The figures up to the failure, without those of transfers that it has interrupted; those of a migration that did not
-    /// begin are empty.
+    /// The figures up to the failure, with all that was sent until then; those of a migration that did not begin are empty.
     pub report: Box<Report>,
 }
 

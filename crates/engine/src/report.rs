@@ -46,11 +46,17 @@ pub struct Report {
     pub final_bytes: u64,
     /// Bytes written to the link.
     pub wire_bytes: u64,
+    /// Set if memory and device state were compressed.
+    pub compression: bool,
+    /// Bytes on the link that memory took, with its frames.
+    pub memory_wire_bytes: u64,
+    /// Bytes on the link that device state and the setups of devices took, with their frames.
+    pub device_wire_bytes: u64,
     /// The connections, the control connection first.
     pub lanes: Vec<LaneReport>,
     /// The throughput, as measured over the rounds.
     pub throughput_bytes_per_s: f64,
-    /// The number of connections that were lost in pre-copy and replaced.
+    /// The number of times that a connection was lost in pre-copy and replaced, with all others.
     pub reconnections: u32,
     /// The time in which there was none, in milliseconds.
     pub reconnecting_ms: f64,
@@ -105,9 +111,11 @@ pub struct Transition {
     pub device: usize,
     /// The state that it entered, as the header names it.
     pub to: String,
+    /// Set if it was reset into that state after a failure, without its own.
+    pub by_reset: bool,
     /// Time from the first byte of the migration until it was in that state.
     pub at_ms: f64,
-    /// The duration of the request.
+    /// The duration of the request, or of the reset.
     pub ms: f64,
 }
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use whimbrel_protocol::Errno;
 use whimbrel_protocol::region::UserError;
+use whimbrel_protocol::{Errno, State};
 use whimbrel_uapi::feature::Feature;
 
 use crate::operation::Operation;
@@ -35,6 +35,20 @@ pub enum Error {
         request: Operation,
         /// The defect of the answer.
         what: String,
+    },
+    /// The driver side answered a request for a migration state without an error, and the device is in another state.
+    #[error(
+        "{device}: {}: invalid reply from the device: success, with the device in {found}{}",
+        Operation::SetState(*state),
+        if *found == State::Running { ", as after a reset" } else { "" }
+    )]
+    NotReached {
+        /// The device's name.
+        device: String,
+        /// The requested state.
+        state: State,
+        /// The state that the device is in.
+        found: State,
     },
     /// A request to a device with a migration region failed.
     #[error("{device}: {error}")]
@@ -135,6 +149,7 @@ impl Error {
             Error::Request { errno, .. } | Error::Open { errno, .. } => Some(*errno),
             Error::Region { error, .. } => region_errno(error),
             Error::Answer { .. }
+            | Error::NotReached { .. }
             | Error::Unusable { .. }
             | Error::Overdue { .. }
             | Error::Lost { .. }
@@ -224,8 +239,6 @@ fn region_errno(error: &UserError) -> Option<Errno> {
 
 #[cfg(test)]
 mod tests {
-    use whimbrel_protocol::State;
-
     use super::*;
 
     #[test]

@@ -10,7 +10,6 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use crate::data_file::DataFile;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
-use crate::operation::Operation;
 use crate::setup::DeviceSetup;
 
 /// The holder of a device that another process holds, if that process cannot be identified. It equals no holder, not even
@@ -72,9 +71,7 @@ pub trait Migratable: Send {
         let opened = self.set_state(state)?;
         let found = self.state()?;
         if found != state {
-            let hint = if found == State::Running { ", as after a reset" } else { "" };
-            let what = format!("success, with the device in {found}{hint}");
-            return Err(Error::answer(self.name(), Operation::SetState(state), what));
+            return Err(Error::NotReached { device: self.name().to_string(), state, found });
         }
         Ok(opened)
     }

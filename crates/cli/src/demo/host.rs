@@ -11,11 +11,12 @@ use clap::Args;
 use parking_lot::Mutex;
 use whimbrel_engine::channel::{Address, Connector, Listener, Until, connect};
 use whimbrel_engine::{
-    Destination, DestinationOptions, Error, Guest, GuestError, Progress, Source, SourceOptions,
+    Destination, DestinationOptions, Error, Guest, GuestError, Phase, Progress, Source, SourceOptions,
 };
 use whimbrel_user::{Device, Migratable, State};
 
 use super::attachment::{Attachment, Kind};
+use super::cutter::Cutter;
 use super::evidence;
 use super::machine::Machine;
 use super::messages::{Config, Event, Evidence, Failed, Figures, Moment, NotSent, Order, Place, Role};
@@ -32,6 +33,8 @@ const WATCH: Duration = Duration::from_millis(50);
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// Longest time from the stop to the handover, with the verification at the destination.
 const VERIFICATION: Duration = Duration::from_mins(5);
+/// The longest time until a connection that was cut is replaced.
+const RECONNECT: Duration = Duration::from_secs(30);
 /// Timeout for a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Interval between two checks whether the work has failed.
@@ -187,13 +190,19 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
         .downtime_limit(Duration::from_millis(config.downtime_limit_ms).saturating_add(verification))
         .max_rounds(config.max_rounds)
         .channels(config.channels)
+        .reconnect(reconnect(config))
         .budget(VERIFICATION);
-    let mut told = Instant::now();
+    let cutter = Cutter::new(config.cuts);
+    cutter.watch(&stream);
+    let (mut told, mut shown, cuts) = (Instant::now(), Phase::Greeting, cutter.clone());
     let source = Source::new(migratable(&machine)?)
         .memory(machine.memory.clone(), machine.memory.clone())
         .guest(Held(work.clone()))
         .observer(move |progress: &Progress| {
-            if told.elapsed() >= PROGRESS_EVERY {
+            cuts.progress(progress);
+            let is_lost = progress.phase == Phase::Reconnecting && shown != Phase::Reconnecting;
+            shown = progress.phase;
+            if is_lost || told.elapsed() >= PROGRESS_EVERY {
                 told = Instant::now();
                 // A demo that is gone ends this process by itself.
                 let _ = tell(&Event::Progress(Moment::new(progress, verification)));
@@ -202,13 +211,13 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
         .options(options);
     let connector = Connector::new(address.clone());
     let sent = match &config.certificates {
-        None => source.connector(connector).send(stream),
+        None => source.connector(cutter.connector(connector)).send(stream),
         Some(certificates) => {
             let tls = certificates.tls()?;
             let encrypted = tls
                 .connect(stream, &address, until)
                 .map_err(|error| Failure::new(format!("cannot reach the destination: {error}")))?;
-            source.connector(connector.tls(tls)).send(encrypted)
+            source.connector(cutter.connector(connector.tls(tls))).send(encrypted)
         }
     };
     match sent.result {
@@ -226,6 +235,11 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
             tell(&Event::NotSent(NotSent { error: error.to_string(), works_on, device_lost }))
         }
     }
+}
+
+/// The time for the replacement of a connection; zero unless one is cut.
+fn reconnect(config: &Config) -> Duration {
+    if config.cuts > 0 { RECONNECT } else { Duration::ZERO }
 }
 
 /// Verifies the machine as the destination is going to during the downtime, and returns how long that takes. The devices
@@ -316,17 +330,21 @@ fn destination(
     let Order::Expect { verification } = order else {
         return Err(Failure::new(format!("unexpected order {order:?}")));
     };
-    // The demo ends this process if the source never comes.
-    let accepted = listener
-        .accept(Until::timeout(Duration::MAX))
-        .map_err(|error| Failure::new(format!("cannot accept the source: {error}")))?;
     let found = Arc::new(Mutex::new(Found::default()));
     let arrival = Arrival { machine: machine.clone(), rate: config.dirty_rate, found: found.clone() };
-    let arrived = Destination::new(migratable(&machine)?)
+    let options = DestinationOptions::default()
+        .call_timeout(VERIFICATION)
+        .expected_inspection(verification)
+        .reconnect(reconnect(config));
+    let destination = Destination::new(migratable(&machine)?)
         .memory(machine.memory.clone())
         .guest(arrival)
-        .options(DestinationOptions::default().call_timeout(VERIFICATION).expected_inspection(verification))
-        .receive_accepted(accepted);
+        .options(options);
+    // The demo ends this process if the source never comes.
+    let accepted = destination
+        .accept(&mut listener, Until::timeout(Duration::MAX))
+        .map_err(|error| Failure::new(format!("cannot accept the source: {error}")))?;
+    let arrived = destination.receive_accepted(accepted);
     arrived.result?;
     let Found { evidence: Some(evidence), work: Some(work) } = std::mem::take(&mut *found.lock()) else {
         return Err(Failure::new("the devices run, but their work was not started"));

@@ -51,6 +51,8 @@ pub(super) struct Config {
     pub(super) max_rounds: u32,
     /// The connections between the hosts.
     pub(super) channels: u32,
+    /// The number of times that the connection is cut before the stop.
+    pub(super) cuts: u32,
     pub(super) work_before_ms: u64,
     pub(super) work_after_ms: u64,
 }
@@ -110,10 +112,13 @@ pub(super) struct Failed {
     pub(super) device_lost: bool,
 }
 
+/// In place of the round: the connection is lost.
+const RECONNECTING: u32 = u32::MAX - 1;
+
 /// A moment of the migration.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Moment {
-    /// 0 before the rounds, then the round, [`u32::MAX`] for the switchover.
+    /// 0 before the rounds, then the round, [`RECONNECTING`], or [`u32::MAX`] for the switchover.
     round: u32,
     done: u64,
     total: u64,
@@ -130,6 +135,7 @@ impl Moment {
             round: match progress.phase {
                 Phase::Greeting => 0,
                 Phase::Round(number) => number,
+                Phase::Reconnecting => RECONNECTING,
                 _ => u32::MAX,
             },
             done: progress.done,
@@ -147,6 +153,7 @@ impl From<Moment> for Progress {
         let mut progress = Progress::new(match moment.round {
             0 => Phase::Greeting,
             u32::MAX => Phase::Switchover,
+            RECONNECTING => Phase::Reconnecting,
             number => Phase::Round(number),
         });
         progress.done = moment.done;
@@ -179,6 +186,9 @@ pub(super) struct Figures {
     pub(super) throughput_bytes_per_s: f64,
     /// The number of connections between the hosts.
     pub(super) connections: usize,
+    /// The connections that were lost and replaced, and the time without one.
+    pub(super) reconnections: u32,
+    pub(super) reconnecting_ms: f64,
 }
 
 impl Figures {
@@ -198,6 +208,8 @@ impl Figures {
             final_bytes: report.final_bytes,
             throughput_bytes_per_s: report.throughput_bytes_per_s,
             connections: report.lanes.len(),
+            reconnections: report.reconnections,
+            reconnecting_ms: report.reconnecting_ms,
         }
     }
 }
@@ -245,4 +257,19 @@ pub(super) struct Finished {
     /// Blocks of memory written by the last jobs that were checked again, and how many were wrong.
     pub(super) blocks_checked: u64,
     pub(super) blocks_wrong: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_learns_of_each_phase() {
+        let phases =
+            [Phase::Greeting, Phase::Round(1), Phase::Round(7), Phase::Reconnecting, Phase::Switchover];
+        for phase in phases {
+            let moment = Moment::new(&Progress::new(phase), Duration::ZERO);
+            assert_eq!(Progress::from(moment).phase, phase);
+        }
+    }
 }

@@ -8,6 +8,7 @@
 
 mod attachment;
 mod certificates;
+mod cutter;
 mod error;
 mod evidence;
 mod explain;
@@ -69,6 +70,9 @@ pub(crate) struct Arguments {
     /// Number of connections to spread memory and state over, 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     channels: u32,
+    /// Cut the connection this many times before the devices stop: the hosts replace it, and the migration goes on
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
+    cuts: u32,
     /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB for each device, and at most half of the
     /// available memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
@@ -96,6 +100,7 @@ const AFTER_HELP: &str = "\
 Examples:
   whimbrel demo
   whimbrel demo --device model:accel --device model:serial
+  whimbrel demo --cuts 2
   whimbrel demo --device 'model:accel?state=1GiB&rate=64MiB' --memory 1GiB --dirty-rate 256MiB
   whimbrel demo --device vfio-user:a --destination vfio-user:b   (`whimbrel serve accel` serves at each)";
 
@@ -124,6 +129,10 @@ struct Found {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let pairs = pair(&arguments.devices, &arguments.destinations, arguments.in_process)?;
     check_shares(arguments.memory, pairs.len())?;
+    if arguments.cuts > 0 && arguments.channels > 1 {
+        return Err(Failure::usage("--cuts cuts a single connection, and --channels asks for several")
+            .hint("omit one of the two"));
+    }
     let mut bar = Bar::migration(output);
     let mut processes = Processes::new()?;
     let found = perform(arguments, &pairs, &mut processes, &mut bar);
@@ -199,6 +208,7 @@ fn perform(
             downtime_limit_ms: arguments.downtime_limit,
             max_rounds: arguments.max_rounds,
             channels: arguments.channels,
+            cuts: arguments.cuts,
             work_before_ms: arguments.work_before,
             work_after_ms: arguments.work_after,
         })?;

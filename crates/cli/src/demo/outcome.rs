@@ -20,6 +20,10 @@ pub(super) struct Outcome {
     tls: bool,
     /// The number of connections between the hosts.
     connections: usize,
+    /// The number of connections that were lost before the stop and replaced.
+    reconnections: u32,
+    /// The time without one, in which the devices worked on.
+    reconnecting_ms: f64,
     /// Time from the stop at the source until the devices ran at the destination.
     downtime_ms: f64,
     /// The part of it that the verification took, which a migration outside of the demo does not have.
@@ -94,6 +98,8 @@ impl Outcome {
             },
             tls,
             connections: report.connections,
+            reconnections: report.reconnections,
+            reconnecting_ms: report.reconnecting_ms,
             downtime_ms: report.downtime_ms,
             inspection_ms: report.inspection_ms,
             migration_downtime_ms: (report.downtime_ms - report.inspection_ms).max(0.0),
@@ -260,6 +266,16 @@ fn figures(outcome: &Outcome, pairs: &[Pair]) -> String {
             ),
         ),
     ];
+    if outcome.reconnections > 0 {
+        let times = match outcome.reconnections {
+            1 => "once".to_string(),
+            count => format!("{count} times"),
+        };
+        rows.push((
+            "lost connection",
+            format!("replaced {times}, {} without one", output::milliseconds(outcome.reconnecting_ms)),
+        ));
+    }
     if pairs.len() == 1 {
         rows.push((
             "work",

@@ -111,7 +111,6 @@ fn outcome(ended: Ended<'_>) -> Markup {
 
 fn figures(ended: Ended<'_>) -> Markup {
     let report = ended.report;
-    let counted = if ended.error.is_some() { " in completed transfers" } else { "" };
     let ms = output::milliseconds;
     html! {
         dl {
@@ -126,10 +125,14 @@ fn figures(ended: Ended<'_>) -> Markup {
             dt { "Downtime limit" } dd { (ms(report.downtime_limit_ms)) }
             dt { "Total time" } dd { (ms(report.total_ms)) }
             dt { "Pre-copy rounds" } dd { (report.rounds) }
-            dt { "Memory" } dd { (output::bytes(report.memory_bytes)) ", " (output::bytes(report.zero_bytes)) " of zeros" (counted) }
-            dt { "Device state" } dd { (output::bytes(report.device_bytes)) (counted) }
-            dt { "After the stop" } dd { (output::bytes(report.final_bytes)) (counted) }
-            dt { "On the link" } dd { (output::bytes(report.wire_bytes)) (counted) }
+            dt { "Memory" } dd { (output::bytes(report.memory_bytes)) ", " (output::bytes(report.zero_bytes)) " of zeros" }
+            dt { "Device state" } dd { (output::bytes(report.device_bytes)) }
+            dt { "After the stop" } dd { (output::bytes(report.final_bytes)) }
+            dt { "On the link" } dd { (output::bytes(report.wire_bytes)) }
+            @if report.compression {
+                dt { "of memory, compressed" } dd { (output::bytes(report.memory_wire_bytes)) }
+                dt { "of device state, compressed" } dd { (output::bytes(report.device_wire_bytes)) }
+            }
             @if report.reconnections > 0 {
                 dt { "Lost connections" } dd { (report.reconnections) " replaced, in " (ms(report.reconnecting_ms)) }
             }
@@ -206,7 +209,7 @@ fn transitions(ended: Ended<'_>) -> Markup {
         ended.report.transitions.iter().map(|transition| {
             [
                 name(transition.device).to_string(),
-                transition.to.clone(),
+                format!("{}{}", transition.to, if transition.by_reset { " by a reset" } else { "" }),
                 output::milliseconds(transition.at_ms),
                 output::milliseconds(transition.ms),
             ]

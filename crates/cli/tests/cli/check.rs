@@ -9,8 +9,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use whimbrel_user::{Migratable as _, State};
 
+use crate::authority::Authority;
 use crate::support::{Receiver, Run, Served, argument, whimbrel};
-use crate::tls::Authority;
 
 const ACCEL: &str = "model:accel?state=64KiB";
 /// Whatever this machine does, the limit must not decide.

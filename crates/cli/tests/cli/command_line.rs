@@ -141,6 +141,7 @@ const WRONG: [(&[&str], &str, &str); 95] = [
     (&["demo", "--memory", "1MiB"], "expected at least 16.00 MiB", "--help"),
     (&["demo", "--memory", "300000GiB"], "both hosts of the demo allocate it", "--help"),
     (&["demo", "--dirty-rate", "5"], "expected at least 1MiB", "--help"),
+    (&["demo", "--cuts", "1", "--channels", "2"], "--cuts cuts a single connection", "omit one of the two"),
     (&["serve", "serial", "--socket", "s", "--client-memory", "1T"], "expected a number of bytes", "--help"),
     (
         &["serve", "serial", "--socket", "s", "--reset-rule", "keeps"],
@@ -153,11 +154,6 @@ const WRONG: [(&[&str], &str, &str); 95] = [
     (&["receive", "model:serial", "--listen", "a:1", "--timeout", "soon"], "'--timeout <SECONDS>'", "--help"),
     (&["send", "model:serial", "--to", "unix:a", "--bandwidth", "1"], "expected at least 64KiB", "--help"),
     (&["send", "model:serial", "--to", "unix:a", "--channels", "17"], "'--channels <N>'", "--help"),
-    (
-        &["send", "model:serial", "--to", "unix:a", "--channels", "2", "--reconnect", "9"],
-        "--reconnect replaces a single connection",
-        "omit one of the two",
-    ),
     (&["receive", "model:serial", "--listen", "a:1", "--channels", "0"], "'--channels <N>'", "--help"),
     (
         &["receive", "model:serial", "--listen", "unix:a", "--receive-memory", "1MiB"],

@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, with the line where it did")]
 
 mod abi;
+mod authority;
+#[path = "../../../engine/tests/certificates/mod.rs"]
+#[allow(dead_code, reason = "the tests of the engine use more of it")]
+mod certificates;
 mod check;
 mod command_line;
 mod conform;

@@ -17,7 +17,7 @@ use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::{Accept, Offer};
 use whimbrel_user::{Migratable as _, State};
 
-use crate::support::{KILLED, Receiver, Run, Served, argument, command, keys, whimbrel};
+use crate::support::{KILLED, Receiver, Run, Served, argument, command, finish, keys, whimbrel};
 
 /// The small ones finish at once whatever the machine does; the limit on downtime must not decide.
 const PATIENT: &str = "--downtime-limit=60000";
@@ -45,8 +45,10 @@ fn a_device_moves_from_one_process_to_another() {
         assert_eq!(
             keys(&sent),
             [
+                "compression",
                 "cpu_log",
                 "device_bytes",
+                "device_wire_bytes",
                 "devices",
                 "downtime_limit_ms",
                 "downtime_ms",
@@ -55,6 +57,7 @@ fn a_device_moves_from_one_process_to_another() {
                 "lanes",
                 "loading_ms",
                 "memory_bytes",
+                "memory_wire_bytes",
                 "migration",
                 "predicted_downtime_ms",
                 "reconnecting_ms",
@@ -129,6 +132,34 @@ fn a_migration_takes_no_more_of_the_link_than_it_may() {
     receiver.finish().succeeded();
     assert!(sent["total_ms"].as_f64().unwrap() >= 1900.0, "{sent}");
     assert!(sent["throughput_bytes_per_s"].as_f64().unwrap() < f64::from(5 << 20), "{sent}");
+}
+
+#[test]
+fn compression_is_used_if_it_is_wanted_and_noise_is_sent_as_it_is() {
+    // The models' state is noise.
+    let target = "model:accel?state=8MiB";
+    let migrate = |options: &[&str]| {
+        let receiver = Receiver::start(&[target, "--listen", "127.0.0.1:0"]);
+        let sent = send(target, &receiver.address, options).succeeded();
+        receiver.finish().succeeded();
+        sent
+    };
+    let plain = migrate(&["--json"]).json();
+    assert_eq!(plain["compression"], false);
+    for more in [&["--compress", "--json"][..], &["--compress", "--channels=2", "--json"]] {
+        let sent = migrate(more).json();
+        assert_eq!((&sent["compression"], &sent["warnings"]), (&json!(true), &json!([])));
+        assert_eq!(sent["device_bytes"], plain["device_bytes"]);
+        // Little else is left of what can become smaller.
+        let saved =
+            plain["device_wire_bytes"].as_u64().unwrap() - sent["device_wire_bytes"].as_u64().unwrap();
+        assert!(saved < 1000, "{sent}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("page.html");
+    let told = migrate(&["--compress", "--report", page.to_str().unwrap()]);
+    assert!(!told.text().contains("compressed"), "{}", told.text());
+    assert!(std::fs::read_to_string(&page).unwrap().contains("of device state, compressed"));
 }
 
 #[test]
@@ -275,9 +306,16 @@ fn what_a_user_is_warned_of_is_also_told_after_a_failure() {
     let cannot = "model:accel?state=64KiB&features=stop-copy";
     let run = whimbrel(["send", cannot, cannot, "--to", &receiver.address, PATIENT, "--json"]).failed();
     let warning = format!("{cannot}, {cannot} cannot be quiesced (no VFIO_MIGRATION_P2P)");
-    assert!(run.stderr.contains(&format!("\nwarning: {warning}")), "{}", run.stderr);
+    assert_eq!(run.stderr.matches(&warning).count(), 1, "{}", run.stderr);
     assert!(run.json()["warnings"][0].as_str().unwrap().starts_with(&warning), "{}", run.json());
     assert_eq!(run.json()["warnings"].as_array().unwrap().len(), 1);
+    receiver.finish().failed();
+    // One that hides them from the log gets them with the result.
+    let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0"]);
+    let mut quiet = command(["send", cannot, cannot, "--to", &receiver.address, PATIENT]);
+    quiet.env("WHIMBREL_LOG", "error");
+    let run = finish(quiet);
+    assert_eq!(run.stderr.matches(&format!("warning: {warning}")).count(), 1, "{}", run.stderr);
     receiver.finish().failed();
 }
 
@@ -527,7 +565,7 @@ impl Peer {
                 match control {
                     Control::Hello(_) if stage == Stage::Greeted => return,
                     Control::Hello(_) => {
-                        let features = Feature::ALL.into_iter().filter(|feature| !feature.joins()).collect();
+                        let features = [Feature::Setup, Feature::Blobs, Feature::Ping].into();
                         answer(Control::Accept(Accept::new(&features)));
                     }
                     Control::Table(_) if stage == Stage::Accepted => return,
@@ -560,7 +598,12 @@ fn a_destination_that_hangs_up_before_the_handover_leaves_the_device_running_her
             _ => ("runs_on", "the devices run on at the source"),
         };
         assert_eq!(run.json()["outcome"], outcome, "{stage:?}");
-        assert_eq!(keys(&run.json()), ["error", "hint", "outcome", "warnings"]);
+        // Beside what a success has.
+        let told = run.json();
+        for key in ["error", "hint", "outcome", "warnings", "migration", "device_bytes", "round_list"] {
+            assert!(keys(&told).contains(&key), "{stage:?}: {key} in {told}");
+        }
+        assert_eq!(told["rounds"].as_u64() > Some(0), outcome == "runs_on", "{stage:?}: {told}");
         run.says(&[said]);
         peer.thread.join().unwrap();
     }

@@ -1,48 +1,12 @@
 //! Migrations over TLS: `send` and `receive` with certificates that are right, wrong, and missing; and the demo.
 
-use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
-};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::authority::Authority;
 use crate::support::{Receiver, Run, argument, keys, whimbrel};
-
-/// An authority, with a folder for the files.
-pub(crate) struct Authority {
-    folder: PathBuf,
-    issuer: Issuer<'static, KeyPair>,
-    file: PathBuf,
-}
-
-impl Authority {
-    pub(crate) fn new(folder: &Path, name: &str) -> Authority {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let file = folder.join(format!("{name}.pem"));
-        fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
-        Authority { folder: folder.to_path_buf(), issuer: Issuer::new(params, key), file }
-    }
-
-    /// Returns the options of a side that shows a certificate for a name, which ends in a year.
-    pub(crate) fn options(&self, name: &str, until: i32) -> Vec<String> {
-        let mut params = CertificateParams::new(vec![name.to_string()]).unwrap();
-        params.not_after = date_time_ymd(until, 1, 1);
-        let key = KeyPair::generate().unwrap();
-        let stem = self.folder.join(format!("{name}-{until}-{}", fastrand::u64(..)));
-        let files = [stem.with_extension("crt"), stem.with_extension("key")];
-        fs::write(&files[0], params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
-        fs::write(&files[1], key.serialize_pem()).unwrap();
-        let [certificate, key, authority] = [&files[0], &files[1], &self.file].map(|file| argument(file));
-        ["--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &authority].map(str::to_string).to_vec()
-    }
-}
 
 fn receiver(options: &[String], more: &[&str]) -> Receiver {
     let mut arguments = vec!["model:serial", "--listen", "127.0.0.1:0"];
@@ -86,7 +50,7 @@ fn a_source_that_is_refused_says_why_and_its_device_was_not_touched() {
     let authority = Authority::new(folder.path(), "authority");
     let other = Authority::new(folder.path(), "other");
     let mut by_another = other.options("source", 3000);
-    by_another[5] = argument(&authority.file);
+    by_another[5] = argument(authority.file());
     let receiver = receiver(&authority.options("127.0.0.1", 3000), &["--tls-peer", "source"]);
     let table = [
         (authority.options("source", 2020), "it has expired"),
@@ -107,6 +71,36 @@ fn a_source_that_is_refused_says_why_and_its_device_was_not_touched() {
         "it is for elsewhere, not for source",
         "no authority that this side trusts has signed it",
     ]);
+}
+
+#[test]
+fn a_receiver_tells_of_a_sender_if_one_of_the_two_alone_has_tls() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let (tls, source) = (authority.options("127.0.0.1", 3000), authority.options("source", 3000));
+    let cases: [(&[String], &[String], &str); 2] = [
+        (&tls, &source, "WARN a sender's greeting failed peer=127.0.0.1:"),
+        (&[], &[], "it speaks TLS, which this side was not told to use"),
+    ];
+    for (own, right, said) in cases {
+        let receiver = receiver(own, &[]);
+        let wrong: &[String] = if right.is_empty() { &source } else { &[] };
+        send(&receiver.address, wrong, &[]).failed().says(&["give the options of TLS on both sides"]);
+        send(&receiver.address, right, &[]).succeeded();
+        receiver.finish().succeeded().says(&[said]);
+    }
+}
+
+#[test]
+fn both_sides_warn_of_their_own_certificate_that_has_expired() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let warning = "peers refuse the certificate of this side: it expired";
+    let receiver = receiver(&authority.options("127.0.0.1", 2020), &[]);
+    assert!(receiver.told().contains(warning), "before it listens: {}", receiver.told());
+    send(&receiver.address, &authority.options("source", 2020), &[]).failed().says(&[warning]);
+    kill_process(Pid::from_raw(receiver.id().cast_signed()).unwrap(), Signal::INT).unwrap();
+    receiver.finish().failed().says(&["the peer refuses the certificate of this side: it has expired"]);
 }
 
 #[test]

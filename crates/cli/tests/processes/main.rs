@@ -8,6 +8,12 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, with the line where it did")]
 
+#[path = "../cli/authority.rs"]
+#[allow(dead_code, reason = "shared with the other tests of the program")]
+mod authority;
+#[path = "../../../engine/tests/certificates/mod.rs"]
+#[allow(dead_code, reason = "the tests of the engine use more of it")]
+mod certificates;
 mod clocks;
 mod descriptors;
 mod full_disk;
@@ -26,6 +32,7 @@ mod operator;
 mod phases;
 mod proxy;
 mod reconnecting;
+mod returning;
 mod root;
 mod seed;
 mod servers;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 
 use crate::root::is_allowed;
@@ -147,14 +148,38 @@ impl Network {
     /// An address of the destination that both links lead to.
     pub(crate) const SHARED: &str = "10.9.6.1";
 
-    /// The bytes that the source has sent over each of two links.
-    pub(crate) fn sent(&self) -> [u64; 2] {
-        // /proc/net is that of the process that reads it.
+    /// The source's addresses on the two links.
+    pub(crate) const OF_SOURCE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 9, 8, 1), Ipv4Addr::new(10, 9, 7, 1)];
+
+    /// Leads to [`Network::SHARED`] over one of two links alone: a new connection comes from the source's address there.
+    pub(crate) fn route_over(&self, link: usize) {
+        let there = [End::Destination.address(), "10.9.7.2"][link];
+        self.ip(End::Source, &["route", "replace", Network::SHARED, "via", there]);
+    }
+
+    /// The established connections of the source from this address.
+    pub(crate) fn connections_from(&self, address: Ipv4Addr) -> usize {
+        // In the byte order of the machine, as the kernel prints it.
+        let local = format!("{:08X}:", u32::from_ne_bytes(address.octets()));
+        let is_its = |line: &&str| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            columns.get(1).is_some_and(|at| at.starts_with(&local)) && columns.get(3) == Some(&"01")
+        };
+        self.read_at_source("/proc/self/net/tcp").lines().filter(is_its).count()
+    }
+
+    /// A file of the source's namespace: /proc/net is that of the process that reads it.
+    fn read_at_source(&self, path: &str) -> String {
         let mut command = Command::new("cat");
-        command.arg("/proc/self/net/dev");
+        command.arg(path);
         let output = self.at(End::Source, &command).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The bytes that the source has sent over each of two links.
+    pub(crate) fn sent(&self) -> [u64; 2] {
+        let text = self.read_at_source("/proc/self/net/dev");
         ["source:", "source2:"].map(|device| {
             let line =
                 text.lines().find_map(|line| line.trim().strip_prefix(device)).expect("the device is listed");

@@ -63,9 +63,14 @@ impl Links {
     fn cut(&self) {
         let mut net = self.net.lock().unwrap();
         net.is_down = true;
-        for (near, far) in net.links.drain(..) {
-            let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
-        }
+        net.links.drain(..).for_each(end);
+    }
+
+    /// Cuts the last of the links. Until it is mended, there are no new ones.
+    fn cut_one(&self) {
+        let mut net = self.net.lock().unwrap();
+        net.is_down = true;
+        net.links.pop().into_iter().for_each(end);
     }
 
     fn mend(&self) {
@@ -73,33 +78,51 @@ impl Links {
     }
 }
 
-/// Both commands, which replace a lost connection within these times in seconds, and the links between them.
-fn start(hosts: &[Host; 2], within: [u32; 2]) -> ([Started; 2], Links) {
+fn end((near, far): (TcpStream, UnixStream)) {
+    let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+}
+
+/// Both commands, which replace lost ones of so many connections within these times in seconds, and the links between them.
+fn start(hosts: &[Host; 2], within: [u32; 2], channels: u32) -> ([Started; 2], Links) {
     let mut command = receive(&hosts[1], &hosts[1].new_address());
     command.arg(format!("--reconnect={}", within[1]));
     let (receiver, address) = listening(command);
     let links = Links::to(&address);
-    let options = [PATIENT, SLOW, &format!("--reconnect={}", within[0])];
+    let options = [PATIENT, SLOW, &format!("--reconnect={}", within[0]), &format!("--channels={channels}")];
     let sender = Started::plain(send_within(&hosts[0], &links.address, &options));
     ([sender, receiver], links)
 }
 
-/// Cuts the link in pre-copy, and waits until the sender tries to replace it; `None` if it was too late.
-fn cut(sender: &mut Started, links: &Links) -> Option<()> {
+/// Cuts the link in pre-copy, or one of several, and waits until the sender tries to replace it; `None` if it was too late.
+fn cut(sender: &mut Started, links: &Links, channels: u32) -> Option<()> {
     sender.wait_for(&begins("RoundSend")).unwrap_or_else(|| panic!("{}", sender.told()));
-    links.cut();
+    if channels > 1 {
+        links.cut_one();
+    } else {
+        links.cut();
+    }
     sender.wait_for(&begins("Reconnect")).map(drop)
 }
 
 #[test]
 fn a_link_that_comes_back_in_pre_copy_costs_nothing_but_time() {
-    trials("a_link_that_comes_back", 1, 10, |_, rng| {
+    come_back("a_link_that_comes_back", 1);
+}
+
+#[test]
+fn one_of_several_links_that_comes_back_in_pre_copy_costs_nothing_but_time() {
+    come_back("one_of_several_links_that_comes_back", 3);
+}
+
+/// Cuts the link, or one of several, and mends it.
+fn come_back(test: &'static str, channels: u32) {
+    trials(test, 1, 10, |_, rng| {
         for _ in 0..10 {
             let hosts = [Host::with(&MUCH), Host::with(&MUCH)];
             hosts[0].work(rng);
             let contents = hosts[0].contents();
-            let ([mut sender, mut receiver], links) = start(&hosts, [60, 60]);
-            let is_in_time = cut(&mut sender, &links).is_some();
+            let ([mut sender, mut receiver], links) = start(&hosts, [60, 60], channels);
+            let is_in_time = cut(&mut sender, &links, channels).is_some();
             links.mend();
             if !is_in_time {
                 drop((sender.end(), receiver.end()));
@@ -117,14 +140,14 @@ fn a_link_that_comes_back_in_pre_copy_costs_nothing_but_time() {
 }
 
 /// Kills one of both commands while the link is lost. The devices run once, and migrate then.
-fn kill_while_lost(test: &'static str, victim: usize) {
+fn kill_while_lost(test: &'static str, victim: usize, channels: u32) {
     trials(test, 1, 10, |_, rng| {
         for _ in 0..10 {
             let hosts = [Host::with(&MUCH), Host::with(&MUCH)];
             hosts[0].work(rng);
             let contents = hosts[0].contents();
-            let ([mut sender, mut receiver], links) = start(&hosts, [3, 3]);
-            if cut(&mut sender, &links).is_none() {
+            let ([mut sender, mut receiver], links) = start(&hosts, [3, 3], channels);
+            if cut(&mut sender, &links, channels).is_none() {
                 drop((sender.end(), receiver.end()));
                 continue;
             }
@@ -150,12 +173,22 @@ fn kill_while_lost(test: &'static str, victim: usize) {
 
 #[test]
 fn a_sender_that_is_killed_while_the_link_is_lost_leaves_the_devices_at_the_source() {
-    kill_while_lost("a_sender_that_is_killed_while_the_link_is_lost", 0);
+    kill_while_lost("a_sender_that_is_killed_while_the_link_is_lost", 0, 1);
+}
+
+#[test]
+fn a_sender_that_is_killed_while_one_of_several_links_is_lost_leaves_the_devices_at_the_source() {
+    kill_while_lost("a_sender_that_is_killed_while_one_of_several_links_is_lost", 0, 3);
 }
 
 #[test]
 fn a_receiver_that_is_killed_while_the_link_is_lost_leaves_the_devices_at_the_source() {
-    kill_while_lost("a_receiver_that_is_killed_while_the_link_is_lost", 1);
+    kill_while_lost("a_receiver_that_is_killed_while_the_link_is_lost", 1, 1);
+}
+
+#[test]
+fn a_receiver_that_is_killed_while_one_of_several_links_is_lost_leaves_the_devices_at_the_source() {
+    kill_while_lost("a_receiver_that_is_killed_while_one_of_several_links_is_lost", 1, 3);
 }
 
 #[test]
@@ -175,7 +208,7 @@ fn a_receiver_that_was_started_again_meanwhile_has_no_such_migration() {
             let links = Links::to(&listens);
             let options = [PATIENT, SLOW, "--reconnect=60"];
             let mut sender = Started::plain(send_within(&hosts[0], &links.address, &options));
-            if cut(&mut sender, &links).is_none() {
+            if cut(&mut sender, &links, 1).is_none() {
                 links.mend();
                 drop((sender.end(), receiver.end()));
                 continue;

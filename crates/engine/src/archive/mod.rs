@@ -120,7 +120,8 @@ pub fn save(device: &mut dyn Migratable, output: impl Write, form: Form) -> Resu
     .map(Archived::into_only)
 }
 
-/// Saves like [`save`], to a file that appears under its name only when it is complete and on disk.
+/// Saves like [`save`], to a file that appears under its name only when it is complete and on disk. What is no regular file
+/// is treated as by [`Save::write_to_path`].
 pub fn save_to_path(device: &mut dyn Migratable, path: &Path, form: Form) -> Result<Summary, Error> {
     let save = Save::new([device]);
     match form {

@@ -110,7 +110,11 @@ impl<'a> Save<'a> {
         })
     }
 
-    /// Saves to a file that appears under its name only when it is complete and on disk.
+    /// Saves to a file that appears under its name only when it is complete and on disk. A link stays, and the file that it
+    /// leads to is replaced.
+    ///
+    /// A device node or a pipe is written to as it is. This waits for a pipe's reader, before the devices are stopped and in
+    /// each write. A folder or a socket is refused.
     pub fn write_to_path(self, path: &Path) -> Result<Archived, Error> {
         path::write(path, |file| self.write_to(file))
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -11,6 +12,9 @@ use super::{Channel, ChannelError, Receiver, Sender, Until};
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
 use crate::proto::join::{Expected, Join, NoSuchMigration, Purpose, SECRET_BYTES, Secret};
+
+/// The longest time for a peer that was refused to read the reason.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The door of a destination for further connections of its source. Clones are the same.
 ///
@@ -54,24 +58,24 @@ impl Joins {
     }
 
     /// Waits for the first frame of a connection, and hands the connection over to the migration that it belongs to. The peer
-    /// of one that does not is told so.
+    /// of one that does not is told so, and has a second to read that.
     pub fn join(&self, channel: impl Channel + 'static, until: Until<'_>) -> Result<(), JoinError> {
         let channel: Arc<dyn Channel> = Arc::new(channel);
         let (mut sender, mut receiver) = (Sender::new(channel.clone()), Receiver::new(channel));
-        let refused = match receiver.greeting(Kind::Join, until)? {
-            Control::Join(join) => match self.take(&join, sender, receiver) {
+        if let Control::Join(join) = receiver.greeting(Kind::Join, until)? {
+            match self.take(&join, sender, receiver) {
                 Ok(()) => return Ok(()),
-                Err(refused) => {
-                    sender = refused.0;
-                    NoSuchMigration
-                }
-            },
-            _ => NoSuchMigration,
-        };
-        let failed = Control::Failed(Reason { reason: refused.to_string() });
+                Err(refused) => (sender, receiver) = *refused,
+            }
+        }
+        let failed = Control::Failed(Reason { reason: NoSuchMigration.to_string() });
         sender.send_now(&failed.into(), until)?;
         sender.finish(until)?;
-        Err(refused.into())
+        // Closing with unread data would discard the reason unread. The peer reads it at once, or not at all.
+        if let Err(error) = receiver.drain(until.at_most(Instant::now() + LEAVE_TIMEOUT)) {
+            tracing::debug!(%error, "a connection that was refused has not been closed by its peer");
+        }
+        Err(NoSuchMigration.into())
     }
 
     /// Lets connections in that are expected. `taker` gets each one, in a call that must not wait.
@@ -82,6 +86,20 @@ impl Joins {
         taker: impl FnMut(Further) + Send + 'static,
     ) {
         *self.0.lock() = Some(Open { expected, identity, taker: Box::new(taker) });
+    }
+
+    /// Refuses lanes from here on. None is being handed over once this returns.
+    pub(crate) fn forget_lanes(&self) {
+        if let Some(open) = &mut *self.0.lock() {
+            open.expected.forget_lanes();
+        }
+    }
+
+    /// Lets the lanes in that stand beside the replacement with this number.
+    pub(crate) fn expect_lanes_of(&self, resumption: u32) {
+        if let Some(open) = &mut *self.0.lock() {
+            open.expected.expect_lanes_of(resumption);
+        }
     }
 
     /// Refuses all from here on.
@@ -109,7 +127,7 @@ impl Joins {
             && open.identity == identity
             && open.expected.admit(join).is_ok()
         {
-            (open.taker)(Further { purpose: join.purpose.clone(), sender, receiver });
+            (open.taker)(Further { purpose: join.purpose, sender, receiver });
             return Ok(());
         }
         Err(Box::new((sender, receiver)))

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 
 use super::bound::Bound;
+use super::tls::WatchedTls;
 use super::visitors::{Known, Policy, Visitors};
 use super::{Address, Interrupt, Joins, Receiver, Sender, Tls, TlsError, Until, WaitError};
 use crate::proto::greeting::{Greeting, Terms};
@@ -117,10 +118,12 @@ impl Listener {
     /// Accepts senders with TLS only. Its handshake is part of the greeting, and of its time. An error in the files of `tls`
     /// is returned at once.
     ///
-    /// A peer whose certificate is refused is told so by an alert of TLS, and logged as a warning with the reason.
+    /// The files are read again within a few seconds when they change, on a thread of its own.
+    ///
+    /// A peer whose certificate is refused is told so by an alert of TLS, and logged as a warning with the reason; a sender
+    /// without TLS as well, and one with TLS at a listener that has none.
     pub fn tls(mut self, tls: Tls) -> Result<Listener, TlsError> {
-        tls.check()?;
-        self.visitors.use_tls(tls);
+        self.visitors.use_tls(WatchedTls::new(tls)?);
         Ok(self)
     }
 

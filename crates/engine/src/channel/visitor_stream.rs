@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::{Channel, Stream, Tls, TlsError, TlsStream};
+use super::tls::WatchedTls;
+use super::{Channel, Stream, TlsError, TlsStream};
 
 /// A connection, and TLS on it if the listener has that.
 #[derive(Debug)]
@@ -14,7 +15,7 @@ pub(super) struct VisitorStream {
 }
 
 impl VisitorStream {
-    pub(super) fn new(socket: Stream, tls: Option<&Tls>) -> Result<VisitorStream, TlsError> {
+    pub(super) fn new(socket: Stream, tls: Option<&WatchedTls>) -> Result<VisitorStream, TlsError> {
         let socket = Arc::new(socket);
         let tls = tls.map(|tls| tls.begin(socket.clone())).transpose()?.map(Arc::new);
         Ok(VisitorStream { socket, tls })
@@ -40,6 +41,18 @@ impl VisitorStream {
     /// Returns whether TLS has failed, and has told the peer the reason.
     pub(super) fn has_failed(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.has_failed())
+    }
+
+    /// Returns whether bytes of TLS wait until the socket takes them.
+    pub(super) fn wants_write(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.wants_write())
+    }
+
+    /// Sends bytes of TLS that wait, as far as that is possible now. Returns whether none are left that can still be sent.
+    pub(super) fn flush(&self) -> bool {
+        let Some(tls) = &self.tls else { return true };
+        let _ = tls.try_flush();
+        !tls.wants_write()
     }
 
     /// Reads some bytes that are not wanted any more, and goes on with the handshake.

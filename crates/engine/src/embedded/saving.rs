@@ -1,13 +1,15 @@
 //! The source's side: devices that run while their state is sent, and stop when the VMM says so.
 
+mod stream;
+
 use std::fmt;
 use std::io::{self, Write};
 use std::ops::DerefMut;
 
 use whimbrel_protocol::MigrationFlags;
-use whimbrel_protocol::precopy::Progress;
-use whimbrel_user::{DataFile, Migratable, SavingRead, State};
+use whimbrel_user::{Migratable, State};
 
+use self::stream::Stream;
 use super::Refused;
 use crate::archive::cancel::NEVER;
 use crate::archive::save::{offer, write_rest, write_setups};
@@ -16,7 +18,6 @@ use crate::archive::writer::Writer;
 use crate::error::Error;
 use crate::proto::control::{Control, Table};
 use crate::proto::frame::CHUNK;
-use crate::proto::message::Message;
 use crate::proto::negotiate::Feature;
 use crate::proto::table;
 
@@ -47,15 +48,6 @@ pub struct Saving<D: DerefMut<Target: Migratable>> {
     /// The first round after which all initial data had been sent, until a device starts over.
     initial_round: Option<u32>,
     is_acknowledged: bool,
-}
-
-/// The state of one device.
-#[derive(Debug, Default)]
-struct Stream {
-    data: Option<DataFile>,
-    has_precopy: bool,
-    precopy: Progress,
-    sent: u64,
 }
 
 /// The phase of a migration.
@@ -385,35 +377,6 @@ impl<D: DerefMut<Target: Migratable>> Saving<D> {
                  run at the destination; set it to RUNNING here only if it certainly does not run there"
             );
         }
-    }
-}
-
-impl Stream {
-    /// Returns whether all initial data has been sent. A device without pre-copy has none.
-    fn initial_is_sent(&self) -> bool {
-        !self.has_precopy || self.precopy.initial_done()
-    }
-
-    /// Sends up to `most` bytes, or up to a temporary end, and returns how many were sent.
-    fn send(
-        &mut self,
-        writer: &mut Writer<impl Write>,
-        device: u32,
-        most: u64,
-        chunk: &mut [u8],
-    ) -> Result<u64, Error> {
-        let Some(data) = self.data.as_mut().filter(|_| self.has_precopy) else { return Ok(0) };
-        let mut sent = 0;
-        while sent < most {
-            let room = usize::try_from(most - sent).unwrap_or(usize::MAX).min(chunk.len());
-            let SavingRead::Data(count) = data.read(&mut chunk[..room])? else { break };
-            let ends = data.ends_transaction();
-            writer.write(Message::DeviceState { device, ends, data: &chunk[..count] })?;
-            self.precopy.read(count as u64);
-            sent += count as u64;
-        }
-        self.sent += sent;
-        Ok(sent)
     }
 }
 

@@ -19,6 +19,8 @@ const MAGIC: [u8; 8] = *b"WHIMBREL";
 pub const CHUNK: usize = 1 << 20;
 /// The largest payload of a data frame: a chunk and its position.
 pub const MAX_PAYLOAD: u32 = CHUNK as u32 + 512;
+/// The maximum of memory in one compressed frame, in bytes: a destination needs so much room for it beside its place.
+pub const MAX_COMPRESSED_MEMORY: usize = 512 << 10;
 /// The largest payload of TABLE.
 pub const MAX_TABLE: u32 = 1 << 20;
 /// The largest payload of a control frame, and of a frame of an unknown, skippable kind.
@@ -128,6 +130,10 @@ whimbrel_uapi::numbered_enum! {
         StateTaken = 24 => "STATE_TAKEN",
         /// The source is about to stop the devices.
         Stopping = 25 => "STOPPING",
+        /// A piece of memory, compressed.
+        MemoryZstd = 26 => "MEMORY_ZSTD",
+        /// A piece of a device's state, compressed.
+        DeviceStateZstd = 27 => "DEVICE_STATE_ZSTD",
         /// Destination: the differences that it has found, for a source that only asks.
         Checked = 32 => "CHECKED",
         /// Source, first frame of a further connection: the migration that it belongs to.
@@ -141,7 +147,10 @@ impl Kind {
     /// Returns the largest payload that this kind may have, in bytes.
     pub const fn max_payload(self) -> u32 {
         match self {
-            Kind::Memory | Kind::DeviceState | Kind::Padding | Kind::Blob => MAX_PAYLOAD,
+            Kind::Memory | Kind::DeviceState | Kind::DeviceStateZstd | Kind::Padding | Kind::Blob => {
+                MAX_PAYLOAD
+            }
+            Kind::MemoryZstd => MAX_COMPRESSED_MEMORY as u32 + 512,
             Kind::Table => MAX_TABLE,
             Kind::Setup => MAX_SETUP as u32 + 8,
             _ => MAX_CONTROL,

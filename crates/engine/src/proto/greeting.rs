@@ -88,10 +88,7 @@ pub(super) fn accept(
     let most = if secret.is_some() { most } else { 1 };
     let is_asked = offer.channels.is_some() && features.contains(&Feature::Lanes);
     let channels = is_asked.then(|| negotiate::channels(offer, features, most));
-    // A migration with several connections ends with each of them.
-    let is_single = channels.unwrap_or(1) == 1;
-    let reconnect_ms =
-        secret.filter(|_| is_single).and_then(|_| negotiate::reconnect_ms(offer, features, reconnect));
+    let reconnect_ms = secret.and_then(|_| negotiate::reconnect_ms(offer, features, reconnect));
     Accept { channels, secret, reconnect_ms, ..Accept::new(features) }
 }
 
@@ -195,17 +192,20 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_connection_is_replaced_if_it_is_the_only_one() {
+    fn a_lost_connection_is_replaced_within_the_shorter_time_of_both_sides() {
         let seconds = Duration::from_secs;
-        let answer = |offer: &Offer, channels| {
-            let terms = Terms { channels, reconnect: seconds(9), ..Terms::default() };
+        let answer = |offer: &Offer, reconnect, secret| {
+            let terms = Terms { reconnect, ..Terms::default() };
             let features = terms.choose(offer).unwrap();
-            terms.accept(offer, &features, Some(Secret::new([7; 32]))).reconnect_ms
+            let Accept { channels, reconnect_ms, .. } = terms.accept(offer, &features, secret);
+            (channels, reconnect_ms)
         };
+        let secret = Some(Secret::new([7; 32]));
         let offered = offer(1).with_reconnect(seconds(4));
-        assert_eq!(answer(&offered.clone().with_channels(1), 16), Some(4000));
-        assert_eq!(answer(&offered.clone().with_channels(4), 16), None);
-        assert_eq!(answer(&offered.with_channels(4), 1), Some(4000));
-        assert_eq!(answer(&offer(1), 1), None);
+        assert_eq!(answer(&offered.clone().with_channels(1), seconds(9), secret), (None, Some(4000)));
+        assert_eq!(answer(&offered.clone().with_channels(4), seconds(3), secret), (Some(4), Some(3000)));
+        assert_eq!(answer(&offered.clone().with_channels(4), Duration::ZERO, secret), (Some(4), None));
+        assert_eq!(answer(&offered.with_channels(4), seconds(9), None), (Some(1), None));
+        assert_eq!(answer(&offer(1), seconds(9), secret), (None, None));
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::control::{BlobName, Control, Table};
+use super::frame::Kind;
 use super::negotiate::Feature;
 use crate::set::RamRegion;
 
@@ -173,6 +174,12 @@ impl Intake {
             }
             _ => misplaced("BLOB of a name or version that the table does not list, or after its end"),
         }
+    }
+
+    /// Checks that data may come compressed, in a frame of this kind.
+    pub fn compressed(&self, kind: Kind) -> Result<(), Misplaced> {
+        self.check_open(kind.name())?;
+        self.check_feature(kind.name(), Feature::Zstd)
     }
 
     /// Takes in padding.
@@ -368,7 +375,11 @@ mod tests {
         let mut intake = Intake::new();
         let table = Table { devices: vec![DeviceIdentity::default()], ..Table::default() };
         intake.open(&table, &BTreeSet::new());
-        for error in [intake.setup(0).unwrap_err(), intake.blob("cpu", 1, true, 0).unwrap_err()] {
+        for error in [
+            intake.setup(0).unwrap_err(),
+            intake.blob("cpu", 1, true, 0).unwrap_err(),
+            intake.compressed(Kind::MemoryZstd).unwrap_err(),
+        ] {
             assert!(error.to_string().contains("which is not in use"), "{error}");
         }
     }
@@ -389,6 +400,7 @@ mod tests {
                 intake.setup(0).unwrap_err(),
                 intake.blob("cpu", 1, true, 0).unwrap_err(),
                 intake.padding().unwrap_err(),
+                intake.compressed(Kind::DeviceStateZstd).unwrap_err(),
                 intake.control(&Control::Round { number: 1, initial: false }).unwrap_err(),
                 intake.control(&Control::End { memory_bytes: 0 }).unwrap_err(),
             ] {

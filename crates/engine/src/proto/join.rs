@@ -79,14 +79,60 @@ impl Join {
 }
 
 /// The uses of a further connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Keys", try_from = "Keys")]
 pub enum Purpose {
-    /// A lane, by its number from 1: it carries memory and state. Lane 0 is the control connection.
-    Lane(u32),
-    /// The replacement of a connection that was lost in pre-copy. The number is that of the attempt, from 1: a connection that
-    /// arrives late replaces no newer one.
+    /// A lane: it carries memory and state.
+    Lane {
+        /// Its number, from 1. Lane 0 is the control connection.
+        lane: u32,
+        /// The number of the replacement whose control connection it stands beside; 0 for the first one.
+        resumption: u32,
+    },
+    /// The replacement of a control connection that was lost in pre-copy. The number is that of the attempt, from 1: a
+    /// connection that arrives late replaces no newer one.
     Resumption(u32),
+}
+
+impl Purpose {
+    /// Returns the purpose of a lane beside the first control connection.
+    pub const fn lane(lane: u32) -> Purpose {
+        Purpose::Lane { lane, resumption: 0 }
+    }
+}
+
+/// A purpose on the wire.
+#[derive(Serialize, Deserialize)]
+struct Keys {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lane: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resumption: Option<u32>,
+}
+
+impl From<Purpose> for Keys {
+    fn from(purpose: Purpose) -> Keys {
+        match purpose {
+            Purpose::Lane { lane, resumption } => {
+                Keys { lane: Some(lane), resumption: Some(resumption).filter(|number| *number > 0) }
+            }
+            Purpose::Resumption(number) => Keys { lane: None, resumption: Some(number) },
+        }
+    }
+}
+
+impl TryFrom<Keys> for Purpose {
+    type Error = &'static str;
+
+    fn try_from(keys: Keys) -> Result<Purpose, &'static str> {
+        match keys {
+            Keys { lane: Some(lane), resumption } => {
+                Ok(Purpose::Lane { lane, resumption: resumption.unwrap_or(0) })
+            }
+            Keys { lane: None, resumption: Some(number) } => Ok(Purpose::Resumption(number)),
+            Keys { lane: None, resumption: None } => Err("a purpose that is neither a lane nor a resumption"),
+        }
+    }
 }
 
 /// The destination's answer on a connection that replaces a lost one: what it has of the source.
@@ -109,6 +155,7 @@ pub struct NoSuchMigration;
 pub struct Expected {
     migration: String,
     secret: Secret,
+    channels: u32,
     /// The lanes that have not joined yet.
     lanes: BTreeSet<u32>,
     /// The number of the last replacement of the control connection, if it can be replaced.
@@ -118,8 +165,9 @@ pub struct Expected {
 impl Expected {
     /// Returns the expectation of a migration with so many connections in all, of which the control connection exists.
     pub fn new(migration: u128, secret: Secret, channels: u32) -> Expected {
-        let lanes = (1..channels.min(MAX_CHANNELS)).collect();
-        Expected { migration: format!("{migration:032x}"), secret, lanes, resumption: None }
+        let channels = channels.min(MAX_CHANNELS);
+        let lanes = (1..channels).collect();
+        Expected { migration: format!("{migration:032x}"), secret, channels, lanes, resumption: None }
     }
 
     /// Expects replacements of the control connection as well.
@@ -128,17 +176,33 @@ impl Expected {
         Expected { resumption: Some(0), ..self }
     }
 
-    /// Takes a connection in, if it is expected. Each lane is taken once, and each replacement has a higher number than the
-    /// one before it.
+    /// Expects no lanes any more: a connection was lost, and all others are given up with it.
+    pub fn forget_lanes(&mut self) {
+        self.lanes.clear();
+    }
+
+    /// Expects all lanes again, beside the replacement with this number. Does nothing if there is a newer one.
+    pub fn expect_lanes_of(&mut self, resumption: u32) {
+        if self.resumption == Some(resumption) {
+            self.lanes = (1..self.channels).collect();
+        }
+    }
+
+    /// Takes a connection in, if it is expected. Each lane is taken once beside each control connection, and each replacement
+    /// of that has a higher number than the one before it.
     pub fn admit(&mut self, join: &Join) -> Result<(), NoSuchMigration> {
         // Both are compared, whatever the first comparison says.
         let is_known = (join.secret == self.secret) & join.migration.eq_ignore_ascii_case(&self.migration);
         let is_expected = is_known
-            && match &join.purpose {
-                Purpose::Lane(lane) => self.lanes.remove(lane),
+            && match join.purpose {
+                Purpose::Lane { lane, resumption } => {
+                    resumption == self.resumption.unwrap_or(0) && self.lanes.remove(&lane)
+                }
                 Purpose::Resumption(number) => match &mut self.resumption {
-                    Some(last) if *last < *number => {
-                        *last = *number;
+                    Some(last) if *last < number => {
+                        *last = number;
+                        // Its lanes come once it is answered.
+                        self.lanes.clear();
                         true
                     }
                     _ => false,
@@ -155,7 +219,7 @@ mod tests {
     const SECRET: Secret = Secret::new([0xa7; SECRET_BYTES]);
 
     fn lane(number: u32) -> Join {
-        Join::new(7, SECRET, Purpose::Lane(number))
+        Join::new(7, SECRET, Purpose::lane(number))
     }
 
     #[test]
@@ -178,7 +242,7 @@ mod tests {
             let join = Join { secret: Secret::new(other), ..lane(1) };
             assert_eq!(expected.admit(&join), Err(NoSuchMigration));
         }
-        let foreign = Join::new(8, SECRET, Purpose::Lane(1));
+        let foreign = Join::new(8, SECRET, Purpose::lane(1));
         assert_eq!(expected.admit(&foreign), Err(NoSuchMigration));
         assert_eq!(expected.admit(&lane(1)), Ok(()));
     }
@@ -195,6 +259,49 @@ mod tests {
             [(0, false), (1, true), (1, false), (5, true), (4, false), (5, false), (6, true)]
         {
             assert_eq!(expected.admit(&resumption(number)).is_ok(), is_newer, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_lane_joins_beside_the_control_connection_that_it_was_opened_for() {
+        let lane = |lane, resumption| Join::new(7, SECRET, Purpose::Lane { lane, resumption });
+        let resumption = |number| Join::new(7, SECRET, Purpose::Resumption(number));
+        let mut expected = Expected::new(7, SECRET, 3).resumptions();
+        assert_eq!(expected.admit(&lane(1, 0)), Ok(()));
+        assert_eq!(expected.admit(&lane(2, 4)), Err(NoSuchMigration), "there is no such replacement yet");
+        assert_eq!(expected.admit(&resumption(4)), Ok(()));
+        for number in [0, 3, 4, 5] {
+            assert_eq!(expected.admit(&lane(2, number)), Err(NoSuchMigration), "{number}, before the answer");
+        }
+        expected.expect_lanes_of(3);
+        assert_eq!(expected.admit(&lane(2, 4)), Err(NoSuchMigration), "the answer is to an earlier one");
+        expected.expect_lanes_of(4);
+        for (number, resumption, is_expected) in
+            [(2, 0, false), (2, 3, false), (2, 4, true), (2, 4, false), (1, 4, true), (3, 4, false)]
+        {
+            assert_eq!(
+                expected.admit(&lane(number, resumption)).is_ok(),
+                is_expected,
+                "{number} {resumption}"
+            );
+        }
+        expected.expect_lanes_of(4);
+        expected.forget_lanes();
+        assert_eq!(expected.admit(&lane(1, 4)), Err(NoSuchMigration), "the connection is lost");
+    }
+
+    #[test]
+    fn a_purpose_travels_with_the_keys_that_it_needs() {
+        for (purpose, json) in [
+            (Purpose::lane(1), r#"{"lane":1}"#),
+            (Purpose::Lane { lane: 1, resumption: 2 }, r#"{"lane":1,"resumption":2}"#),
+            (Purpose::Resumption(2), r#"{"resumption":2}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&purpose).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Purpose>(json).unwrap(), purpose);
+        }
+        for wrong in ["{}", r#"{"lane":-1}"#, r#"{"lane":1,"lane":1}"#, r#"{"mirror":1}"#] {
+            assert!(serde_json::from_str::<Purpose>(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::control::{Control, Table};
+use super::frame::Kind;
 use super::intake::{Intake, Misplaced, misplaced};
 use super::lanes::Share;
 use super::negotiate::Feature;
@@ -60,6 +61,11 @@ impl LaneIntake {
         Ok(share)
     }
 
+    /// Checks that data may come compressed: see [`Intake::compressed`].
+    pub fn compressed(&self, kind: Kind) -> Result<(), Misplaced> {
+        self.intake.compressed(kind)
+    }
+
     /// Takes in bytes of a device's state: see [`Intake::state`].
     pub fn state(
         &mut self,
@@ -79,8 +85,12 @@ impl LaneIntake {
         self.intake.unconfirmed()
     }
 
-    /// Continues on another control connection, which is the only one: see [`Intake::resume`].
+    /// Continues on other connections, whose marks begin again: see [`Intake::resume`]. Messages that waited for marks of the
+    /// lost ones are dropped: they count as not sent.
     pub fn resume(&mut self) -> Vec<u64> {
+        self.held.clear();
+        self.passed = 0;
+        self.lanes.iter_mut().for_each(|lane| lane.marks = 0);
         self.intake.resume()
     }
 
@@ -312,6 +322,30 @@ mod tests {
         assert_eq!(intake.state(1, 1, 3, false), Ok(None));
         intake.memory(1, STRIPE, PAGE).unwrap();
         assert_eq!(intake.control(1, mark(1)), Ok(vec![end(0, 0), end(1, 3), last]));
+    }
+
+    #[test]
+    fn what_waited_on_lost_connections_is_dropped_and_the_round_comes_again() {
+        let mut intake = intake();
+        intake.memory(0, 0, PAGE).unwrap();
+        assert_eq!(intake.state(1, 1, 5, false), Ok(None));
+        for lane in [1, 2] {
+            intake.control(lane, mark(1)).unwrap();
+        }
+        assert_eq!(intake.control(0, round(1)), Ok(vec![round(1)]));
+        intake.memory(1, STRIPE, PAGE).unwrap();
+        assert_eq!(intake.state(1, 1, 3, false), Ok(None));
+        intake.control(1, mark(2)).unwrap();
+        assert_eq!(intake.control(0, round(2)), Ok(vec![]));
+        assert_eq!(intake.resume(), [0, 8]);
+        assert!(!intake.is_held(1));
+        intake.memory(1, STRIPE, PAGE).unwrap();
+        intake.control(1, mark(2)).unwrap_err();
+        for lane in [1, 2] {
+            assert_eq!(intake.control(lane, mark(1)), Ok(vec![]));
+        }
+        assert_eq!(intake.control(0, round(2)), Ok(vec![round(2)]));
+        assert_eq!(intake.intake().memory_bytes(), 2 * PAGE, "that of the lost round counts once");
     }
 
     #[test]

@@ -5,14 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 use whimbrel_protocol::text::printable;
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::control::{Checked, Control, Mismatch, Reason, Table};
-use super::frame::{CHUNK, Kind, MAX_SETUP};
+use super::frame::{CHUNK, Kind, MAX_COMPRESSED_MEMORY, MAX_SETUP};
 use super::identity::DeviceIdentity;
 use super::problem::Problem;
-use super::table::MAX_BLOB_NAME;
+
+mod blob;
+mod compressed;
+
+pub use compressed::Compressed;
 
 /// A message, which borrows its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +36,22 @@ pub enum Message<'a> {
         address: u64,
         /// Bytes, at least 1.
         length: u64,
+    },
+    /// Source: memory at an address, compressed.
+    CompressedMemory {
+        /// Guest physical address of the first byte.
+        address: u64,
+        /// The bytes, 1 to [`MAX_COMPRESSED_MEMORY`].
+        data: Compressed<'a>,
+    },
+    /// Source: the next bytes of a device's state, compressed.
+    CompressedState {
+        /// Number of the device, from 0.
+        device: u32,
+        /// As in [`Message::DeviceState`].
+        ends: bool,
+        /// The bytes, 1 to [`CHUNK`].
+        data: Compressed<'a>,
     },
     /// Source: the next bytes of a device's state.
     DeviceState {
@@ -131,22 +151,11 @@ impl Numbered {
 const ENDS_TRANSACTION: u32 = 1;
 /// The flag of ROUND that all initial data has been sent.
 const INITIAL_DONE: u32 = 1;
-/// The flag of BLOB for the last bytes.
-const LAST: u16 = 1;
-
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct DeviceTotal {
     of: Numbered,
     bytes: U64,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct BlobHead {
-    version: U32,
-    name_length: U16,
-    flags: U16,
 }
 
 /// Size of the head of a MEMORY frame's payload, in bytes.
@@ -196,6 +205,8 @@ impl<'a> Message<'a> {
             },
             Message::Memory { .. } => Kind::Memory,
             Message::MemoryZero { .. } => Kind::MemoryZero,
+            Message::CompressedMemory { .. } => Kind::MemoryZstd,
+            Message::CompressedState { .. } => Kind::DeviceStateZstd,
             Message::DeviceState { .. } => Kind::DeviceState,
             Message::Setup { .. } => Kind::Setup,
             Message::Blob { .. } => Kind::Blob,
@@ -213,18 +224,18 @@ impl<'a> Message<'a> {
                 let span = Span { address: U64::new(*address), length: U64::new(*length) };
                 (span.as_bytes().to_vec(), &[])
             }
+            Message::CompressedMemory { address, data } => {
+                ([U64::new(*address).as_bytes(), &data.head()].concat(), data.bytes)
+            }
+            Message::CompressedState { device, ends, data } => {
+                let of = numbered(*device, u32::from(*ends) * ENDS_TRANSACTION);
+                ([of, data.head().to_vec()].concat(), data.bytes)
+            }
             Message::DeviceState { device, ends, data } => {
                 (numbered(*device, u32::from(*ends) * ENDS_TRANSACTION), data)
             }
             Message::Setup { device, data } => (numbered(*device, 0), data),
-            Message::Blob { name, version, last, data } => {
-                let head = BlobHead {
-                    version: U32::new(*version),
-                    name_length: U16::new(name.len() as u16),
-                    flags: U16::new(u16::from(*last) * LAST),
-                };
-                ([head.as_bytes(), name.as_bytes()].concat(), data)
-            }
+            Message::Blob { name, version, last, data } => (blob::head(name, *version, *last), data),
             Message::Padding { data } => (Vec::new(), data),
         }
     }
@@ -260,6 +271,18 @@ impl<'a> Message<'a> {
                 let ends = of.flags.get() & ENDS_TRANSACTION != 0;
                 Message::DeviceState { device: of.number.get(), ends, data: some(rest)? }
             }
+            Kind::MemoryZstd => {
+                let (address, rest) =
+                    U64::read_from_prefix(payload).map_err(|_| malformed("shorter than its address"))?;
+                let data = Compressed::parse(kind, rest, MAX_COMPRESSED_MEMORY)?;
+                Message::CompressedMemory { address: address.get(), data }
+            }
+            Kind::DeviceStateZstd => {
+                let (of, rest) = numbered()?;
+                let ends = of.flags.get() & ENDS_TRANSACTION != 0;
+                let data = Compressed::parse(kind, rest, CHUNK)?;
+                Message::CompressedState { device: of.number.get(), ends, data }
+            }
             Kind::Setup => {
                 let (of, rest) = numbered()?;
                 if rest.len() > MAX_SETUP {
@@ -267,28 +290,11 @@ impl<'a> Message<'a> {
                 }
                 Message::Setup { device: of.number.get(), data: some(rest)? }
             }
-            Kind::Blob => parse_blob(payload)?,
+            Kind::Blob => blob::parse(payload)?,
             Kind::Padding => Message::Padding { data: some(payload)? },
             _ => Message::Control(parse_control(kind, payload)?),
         })
     }
-}
-
-fn parse_blob(payload: &[u8]) -> Result<Message<'_>, Problem> {
-    let malformed = |what: &str| Problem::Payload { kind: Kind::Blob, what: what.to_string() };
-    let (head, rest) =
-        BlobHead::read_from_prefix(payload).map_err(|_| malformed("shorter than its fixed fields"))?;
-    let (name, data) = rest
-        .split_at_checked(head.name_length.get().into())
-        .ok_or_else(|| malformed("shorter than its name"))?;
-    if name.is_empty() || name.len() > MAX_BLOB_NAME {
-        return Err(malformed("a name of 0 or more than 255 bytes"));
-    }
-    let name = str::from_utf8(name).map_err(|_| malformed("a name that is not UTF-8"))?;
-    if data.len() > CHUNK {
-        return Err(malformed("more than 1 MiB of data"));
-    }
-    Ok(Message::Blob { name, version: head.version.get(), last: head.flags.get() & LAST != 0, data })
 }
 
 fn control_payload(control: &Control) -> Vec<u8> {
@@ -350,7 +356,14 @@ fn parse_control(kind: Kind, payload: &[u8]) -> Result<Control, Problem> {
             Control::DeviceEnd { device: total.of.number.get(), bytes: total.bytes.get() }
         }
         Kind::End => Control::End { memory_bytes: exact::<U64>(kind, payload)?.get() },
-        Kind::Memory | Kind::MemoryZero | Kind::DeviceState | Kind::Setup | Kind::Blob | Kind::Padding => {
+        Kind::Memory
+        | Kind::MemoryZero
+        | Kind::MemoryZstd
+        | Kind::DeviceState
+        | Kind::DeviceStateZstd
+        | Kind::Setup
+        | Kind::Blob
+        | Kind::Padding => {
             return Err(Problem::Payload { kind, what: "not a control message".into() });
         }
     })

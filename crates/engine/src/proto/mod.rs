@@ -12,6 +12,7 @@
 
 pub mod backlog;
 pub mod check;
+pub mod compression;
 pub mod control;
 mod convergence;
 pub mod destination;
@@ -26,6 +27,7 @@ pub mod lanes;
 pub mod message;
 pub mod negotiate;
 pub mod operation;
+pub(crate) mod pace;
 mod pending;
 pub mod problem;
 pub mod rounds;

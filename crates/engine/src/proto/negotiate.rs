@@ -1,7 +1,8 @@
 //! Versions and features: the offer of each side, and the best common choice.
 
+mod feature;
+
 use std::collections::BTreeSet;
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -9,65 +10,14 @@ use whimbrel_protocol::text::printable;
 
 use super::join::{MAX_CHANNELS, Secret};
 
+pub use feature::{Feature, names};
+
 /// The protocol version of this release.
 pub const VERSION: u32 = 2;
 
 /// The feature of a source that only asks whether its devices fit. It is needed, and in use if the destination answers checks.
 /// No migration uses it.
 pub const CHECK: &str = "check";
-
-/// An optional part of the protocol, which is used if both sides have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Feature {
-    /// SETUP frames: the configuration of a device is sent with it.
-    Setup,
-    /// BLOB frames: the owner's own state is sent with the devices.
-    Blobs,
-    /// PING and PONG: round trips are measured separately from the throughput.
-    Ping,
-    /// Further connections, which carry memory and state.
-    Lanes,
-    /// A connection that is lost in pre-copy can be replaced.
-    Resume,
-}
-
-impl Feature {
-    /// Every feature of this release.
-    pub const ALL: [Feature; 5] =
-        [Feature::Setup, Feature::Blobs, Feature::Ping, Feature::Lanes, Feature::Resume];
-
-    /// Returns the name on the wire.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Feature::Setup => "setup",
-            Feature::Blobs => "blobs",
-            Feature::Ping => "ping",
-            Feature::Lanes => "lanes",
-            Feature::Resume => "resume",
-        }
-    }
-
-    /// Returns whether it needs further connections, which prove by a secret that they are the source's.
-    pub const fn joins(self) -> bool {
-        matches!(self, Feature::Lanes | Feature::Resume)
-    }
-
-    /// Returns the feature with that name, if this release has it.
-    pub fn from_name(name: &str) -> Option<Feature> {
-        Feature::ALL.into_iter().find(|feature| feature.name() == name)
-    }
-}
-
-impl fmt::Display for Feature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Returns the names of features.
-pub fn names(features: &BTreeSet<Feature>) -> BTreeSet<String> {
-    features.iter().map(|feature| feature.name().to_string()).collect()
-}
 
 /// The offer of the source, in its first frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,10 +77,23 @@ impl Offer {
         self
     }
 
+    /// Offers to compress memory and state, or not to.
+    #[must_use]
+    pub fn with_compression(mut self, compresses: bool) -> Offer {
+        let name = Feature::Zstd.name();
+        if compresses {
+            self.features.insert(name.to_string());
+        } else {
+            self.features.remove(name);
+        }
+        self
+    }
+
     /// Returns the offer of a source that only asks whether its devices fit.
     pub fn for_check(migration: u128, features: &BTreeSet<Feature>, needs: &BTreeSet<Feature>) -> Offer {
-        // Nothing joins a check.
-        let features = features.iter().copied().filter(|feature| !feature.joins()).collect();
+        // Nothing joins a check, and no data is sent.
+        let is_of_check = |feature: &Feature| !feature.joins() && *feature != Feature::Zstd;
+        let features = features.iter().copied().filter(is_of_check).collect();
         let mut offer = Offer::new(migration, &features, needs);
         offer.features.insert(CHECK.to_string());
         offer.needs.insert(CHECK.to_string());
@@ -297,181 +260,4 @@ pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusa
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(ToString::to_string).collect()
-    }
-
-    fn offer(versions: &[u32], features: &[&str], needs: &[&str]) -> Offer {
-        Offer {
-            migration: format!("{:032x}", 7),
-            versions: versions.to_vec(),
-            features: set(features),
-            needs: set(needs),
-            channels: None,
-            reconnect_ms: None,
-        }
-    }
-
-    fn accept(version: u32, features: &[&str]) -> Accept {
-        Accept { version, features: set(features), ..Accept::new(&BTreeSet::new()) }
-    }
-
-    #[test]
-    fn a_newer_source_and_this_release_use_what_both_have() {
-        let ours = BTreeSet::from(Feature::ALL);
-        let newer = offer(&[2, 3], &["colours", "setup", "ping"], &["setup"]);
-        assert_eq!(choose(&newer, &ours), Ok(BTreeSet::from([Feature::Setup, Feature::Ping])));
-    }
-
-    #[test]
-    fn a_feature_is_found_however_many_unknown_ones_are_offered() {
-        let mut many = offer(&[2], &["ping"], &["ping"]);
-        many.features.extend((0..1000).map(|number| format!("a{number}")));
-        assert_eq!(choose(&many, &BTreeSet::from(Feature::ALL)), Ok(BTreeSet::from([Feature::Ping])));
-    }
-
-    #[test]
-    fn an_older_destination_is_used_as_far_as_it_goes() {
-        let offered = Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
-        let fewer = accept(2, &["ping"]);
-        assert_eq!(check(&offered, &fewer), Ok(BTreeSet::from([Feature::Ping])));
-    }
-
-    /// Returns the answer of a destination of a later release, which supports more versions and features.
-    fn newer_destination(offer: &Offer) -> Accept {
-        let version = *offer.versions.iter().filter(|version| (2..=4).contains(*version)).max().unwrap();
-        let mut has = names(&BTreeSet::from(Feature::ALL));
-        has.extend(set(&["colours", "smells"]));
-        let features = offer.features.intersection(&has).cloned().collect();
-        Accept { version, features, ..Accept::new(&BTreeSet::new()) }
-    }
-
-    #[test]
-    fn this_release_and_a_newer_destination_use_what_both_have() {
-        for features in subsets() {
-            let offered = Offer::new(7, &features, &features);
-            let accept = newer_destination(&offered);
-            assert_eq!(accept.version, VERSION);
-            assert_eq!(check(&offered, &accept), Ok(features));
-        }
-    }
-
-    fn subsets() -> impl Iterator<Item = BTreeSet<Feature>> {
-        (0..1 << Feature::ALL.len()).map(|bits: u32| {
-            let is_in = |index: &usize| bits >> index & 1 == 1;
-            (0..Feature::ALL.len()).filter(is_in).map(|index| Feature::ALL[index]).collect()
-        })
-    }
-
-    #[test]
-    fn whatever_each_side_has_both_use_the_same_or_name_what_is_missing() {
-        for theirs in subsets() {
-            for ours in subsets() {
-                for needs in subsets().filter(|needs| needs.is_subset(&theirs)) {
-                    let offered = Offer::new(7, &theirs, &needs);
-                    match choose(&offered, &ours) {
-                        Ok(used) => {
-                            assert_eq!(used, theirs.intersection(&ours).copied().collect());
-                            let accept = Accept::new(&used);
-                            assert_eq!(check(&offered, &accept), Ok(used));
-                        }
-                        Err(Refusal::MissingFeature { feature }) => {
-                            let missing = Feature::from_name(&feature).unwrap();
-                            assert!(needs.contains(&missing) && !ours.contains(&missing));
-                        }
-                        Err(other) => panic!("{other}"),
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_agreed_on_is_refused_by_name() {
-        let ours = BTreeSet::from([Feature::Ping]);
-        let cases = [
-            (offer(&[3, 4], &[], &[]), "the source speaks 3, 4, the destination 2"),
-            (offer(&[], &[], &[]), "the source speaks none"),
-            (offer(&[2], &["blobs"], &["blobs"]), "needs the feature 'blobs'"),
-            (offer(&[2], &[], &["colours\u{1b}"]), "needs the feature 'colours '"),
-            (Offer { migration: "7".into(), ..offer(&[2], &[], &[]) }, "malformed migration id"),
-        ];
-        for (offer, why) in cases {
-            let error = choose(&offer, &ours).unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_choice_that_was_not_offered_is_refused() {
-        let offered = Offer::new(
-            7,
-            &BTreeSet::from([Feature::Ping, Feature::Setup]),
-            &BTreeSet::from([Feature::Setup]),
-        );
-        let cases = [
-            (accept(1, &["setup"]), "version 1"),
-            (accept(2, &["setup", "blobs"]), "feature 'blobs'"),
-            (accept(2, &["ping"]), "needs the feature 'setup'"),
-        ];
-        for (accept, why) in cases {
-            let error = check(&offered, &accept).unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-
-    #[test]
-    fn both_wait_for_a_lost_connection_as_long_as_the_more_impatient_one() {
-        let resume = BTreeSet::from([Feature::Resume]);
-        let seconds = Duration::from_secs;
-        let offered =
-            |within| Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_reconnect(seconds(within));
-        assert_eq!(offered(0), Offer::new(7, &BTreeSet::new(), &BTreeSet::new()), "nothing is offered");
-        for (tries, waits, used) in [(9, 4, Some(4000)), (3, 4, Some(3000)), (9, 0, None), (0, 9, None)] {
-            assert_eq!(reconnect_ms(&offered(tries), &resume, seconds(waits)), used);
-            assert_eq!(reconnect_ms(&offered(tries), &BTreeSet::new(), seconds(waits)), None);
-        }
-        let secret = Secret::new([7; 32]);
-        let answer = |reconnect_ms, secret| Accept { secret, reconnect_ms, ..Accept::new(&resume) };
-        let good = answer(Some(8000), Some(secret));
-        assert_eq!(check(&offered(9), &good), Ok(resume.clone()));
-        assert_eq!(good.resumable(), Some(Resumable { secret, within: seconds(8) }));
-        assert_eq!(answer(None, Some(secret)).resumable(), None);
-        for (accept, why) in [
-            (answer(Some(9001), Some(secret)), "the destination chose 9001 ms for a lost connection"),
-            (answer(Some(1), None), "gave no secret"),
-            (Accept { reconnect_ms: Some(1), ..Accept::new(&BTreeSet::new()) }, "chose 1 ms"),
-        ] {
-            let error = check(&offered(9), &accept).unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-
-    #[test]
-    fn both_use_the_connections_that_are_offered_and_allowed() {
-        let lanes = BTreeSet::from([Feature::Lanes]);
-        let offered = |count| Offer::new(7, &BTreeSet::new(), &BTreeSet::new()).with_channels(count);
-        assert_eq!(offered(1), Offer::new(7, &BTreeSet::new(), &BTreeSet::new()), "nothing is offered");
-        for (count, most, used) in [(4, 16, 4), (4, 2, 2), (4, 0, 1), (u32::MAX, u32::MAX, MAX_CHANNELS)] {
-            assert_eq!(channels(&offered(count), &lanes, most), used);
-            assert_eq!(channels(&offered(count), &BTreeSet::new(), most), 1, "without the feature");
-        }
-        assert_eq!(channels(&offered(1), &lanes, 16), 1);
-        let answer = |channels, secret| Accept { channels, secret, ..Accept::new(&lanes) };
-        let secret = Some(Secret::new([7; 32]));
-        assert_eq!(check(&offered(4), &answer(Some(4), secret)), Ok(lanes.clone()));
-        assert_eq!(check(&offered(4), &answer(Some(1), None)), Ok(lanes.clone()));
-        for (accept, why) in [
-            (answer(Some(5), secret), "the destination chose 5 connections"),
-            (answer(Some(0), secret), "the destination chose 0 connections"),
-            (answer(Some(2), None), "gave no secret"),
-            (Accept { channels: Some(2), secret, ..Accept::new(&BTreeSet::new()) }, "chose 2 connections"),
-        ] {
-            let error = check(&offered(4), &accept).unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-}
+mod tests;

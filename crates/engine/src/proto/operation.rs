@@ -11,7 +11,7 @@ use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_user::State;
 
 use super::control::Control;
-use super::join::{Join, Secret};
+use super::join::Join;
 use crate::error::Error;
 use crate::progress::DirtyRange;
 
@@ -113,22 +113,21 @@ pub enum Operation {
         from: u64,
     },
 
-    /// On the stream: open the lanes from 1 on, of so many connections in all. Reports [`Done::Nothing`].
+    /// On the stream: open the lanes from 1 on. One that is refused for now, or not at all, is tried again. Reports
+    /// [`Done::Nothing`].
     OpenLanes {
-        /// The migration's id.
-        migration: u128,
-        /// The secret by which they prove that they are its own.
-        secret: Secret,
-        /// The number of connections, the control connection included.
-        channels: u32,
+        /// The first frame of each lane.
+        joins: Vec<Join>,
+        /// The longest time for all of them.
+        timeout: Duration,
     },
     /// On the stream: send the mark of this number, and everything queued before it, on every lane but the control
     /// connection. Reports [`Done::Nothing`].
     MarkLanes(u32),
     /// On the stream: send a control message and everything queued before it. Reports [`Done::Nothing`].
     Send(Control),
-    /// On the stream of the source, whose connection is lost: end it, and after a pause make another one and send JOIN on it.
-    /// Nothing is received from it before [`Operation::Listen`]. Reports [`Done::Nothing`].
+    /// On the stream of the source, of whose connections one is lost: end all of them, and after a pause make another control
+    /// connection and send JOIN on it. Nothing is received from it before [`Operation::Listen`]. Reports [`Done::Nothing`].
     Reconnect {
         /// The first frame.
         join: Join,
@@ -137,18 +136,18 @@ pub enum Operation {
         /// The longest time for the connection.
         timeout: Duration,
     },
-    /// On the stream of the destination: receive nothing more from the connection. What has been received before is an
-    /// event before the end of this. Reports [`Done::Nothing`].
+    /// On the stream of the destination: end all connections, and expect no lanes. What has been received before is an event
+    /// before the end of this. Reports [`Done::Nothing`].
     Unlink,
     /// On the stream of the destination, after [`Operation::Unlink`]: answer the last JOIN by RESUMED, with the state of each
-    /// device that has arrived, and use its connection. Reports [`Done::Nothing`].
+    /// device that has arrived, use its connection, and expect its lanes. Reports [`Done::Nothing`].
     Rejoin {
         /// The last round that was processed.
         round: u32,
         /// The number of the JOIN. If there is a newer one, this fails as on a lost connection.
         number: u32,
     },
-    /// On the stream: receive from the new connection. Reports [`Done::Nothing`].
+    /// On the stream: receive from the new control connection. Reports [`Done::Nothing`].
     Listen,
     /// On the stream: the destination has all that was sent so far. Marks and copies kept for a lost connection are dropped.
     /// Reports [`Done::Nothing`].
@@ -209,6 +208,8 @@ pub enum Done {
         bytes: u64,
         /// The part of the memory that has most of it.
         most: Option<DirtyRange>,
+        /// Set if all writes are logged. If not, all memory counts as dirty, however little is written.
+        is_logged: bool,
     },
     /// The amount of data sent.
     Sent(Sent),
@@ -310,7 +311,7 @@ impl fmt::Display for Operation {
             Operation::MarkLanes(_) => f.write_str("send of MARK"),
             Operation::Send(control) => write!(f, "send of {}", control.name()),
             Operation::Reconnect { .. } => f.write_str("connection to the destination"),
-            Operation::Unlink => f.write_str("end of the lost connection"),
+            Operation::Unlink => f.write_str("end of the lost connections"),
             Operation::Rejoin { .. } => f.write_str("send of RESUMED"),
             Operation::Listen => f.write_str("start of the receiver"),
             Operation::RoundArrived => f.write_str("account of a round that arrived"),

@@ -5,6 +5,8 @@ use std::fmt::Debug;
 use tracing::Span;
 use tracing::field::{Empty, display};
 
+use crate::progress as shown;
+
 /// The spans of one side. They end when it is dropped.
 #[derive(Debug)]
 pub(super) struct Spans {
@@ -28,14 +30,19 @@ impl Spans {
         self.migration.record("id", display(id));
     }
 
-    /// Begins a phase, in the round of this number if it belongs to one.
-    pub(super) fn enter(&mut self, round: Option<u32>, phase: impl Debug) {
+    /// Begins a phase, in a round if that is what observers are shown.
+    pub(super) fn enter(&mut self, shown: shown::Phase, phase: impl Debug) {
+        let round = match shown {
+            shown::Phase::Round(number) => Some(number),
+            _ => None,
+        };
         self.phase = Span::none();
         if round != self.round.as_ref().map(|(number, _)| *number) {
             self.round =
                 round.map(|number| (number, tracing::info_span!(parent: &self.migration, "round", number)));
         }
         self.phase = tracing::debug_span!(parent: self.current(), "phase", name = ?phase);
+        tracing::debug!(parent: self.current(), "phase begins");
     }
 
     /// Returns the innermost span that a subscriber has enabled.

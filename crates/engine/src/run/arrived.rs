@@ -19,7 +19,7 @@ pub struct Received {
     pub memory_bytes: u64,
     /// Bytes of device state.
     pub device_bytes: u64,
-    /// The number of connections that were lost in pre-copy and replaced.
+    /// The number of times that a connection was lost in pre-copy and replaced, with all others.
     pub reconnections: u32,
     /// Bytes of memory and device state on each connection, the control connection first.
     pub lane_bytes: Vec<u64>,

@@ -1,27 +1,32 @@
 //! The destination: the side that receives the devices.
 
+mod frames;
+mod receiving;
+
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use whimbrel_protocol::handover::Side;
 use whimbrel_user::Migratable;
 
+use self::frames::Frames;
+use self::receiving::Receiving;
 use super::arrived::{Arrived, Received, Unidentified};
 use super::ask::{IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
 use super::door::Door;
-use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close};
+use super::hands::{CLOSING, Ending, Hands, NotStarted, close};
 use super::inflow::Inflow;
 use super::journal::Journal;
-use super::line::{Line, Readmit};
+use super::line::Lanes;
 use super::owner::OwnerHand;
-use super::receiver::{Inbound, Shared};
+use super::receiver::Shared;
+use super::replace::Readmit;
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
@@ -31,7 +36,7 @@ use crate::channel::{
 };
 use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
-use crate::progress::{Observer, Progress, Silent};
+use crate::progress::{Observer, Silent};
 use crate::proto::SOURCE;
 use crate::proto::control::{Control, Reason, Table};
 use crate::proto::destination::{self as machine, DestinationOptions, Site};
@@ -39,7 +44,7 @@ use crate::proto::greeting::{Answers, Greeting, Terms};
 use crate::proto::identity::DeviceIdentity;
 use crate::proto::join::Secret;
 use crate::proto::negotiate::Feature;
-use crate::proto::operation::{Command, Event, Now, Operation};
+use crate::proto::operation::Event;
 use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
 
 /// A migration about to be received.
@@ -244,13 +249,13 @@ impl Destination {
             secret: self.joins.as_ref().and_then(|_| secret_for_joins()),
             options: self.options,
         };
-        match Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?))) {
-            Ok((write, read)) => {
+        match Interrupt::new() {
+            Ok(write) => {
                 let machine = match greeting {
                     Some(greeting) => machine::Destination::of_greeted(site, greeting, Duration::ZERO),
                     None => machine::Destination::new(site, Duration::ZERO),
                 };
-                self.run(machine, devices, sender, receiver, write, read)
+                self.run(machine, devices, sender, receiver, write)
             }
             Err(error) => Arrived {
                 result: Err(Error::Thread(error)),
@@ -266,7 +271,6 @@ impl Destination {
         sender: Sender,
         receiver: Receiver,
         write: Interrupt,
-        read: Interrupt,
     ) -> Arrived {
         let timeout = self.options.timeout;
         let transfer = Arc::new(Transfer::new(sender, write, timeout, SOURCE));
@@ -281,9 +285,11 @@ impl Destination {
         let blobs = Arc::new(Mutex::new(Vec::new()));
         let inflow = Arc::new(Inflow::default());
         let frames = Frames::default();
-        let back = Arc::default();
+        let (lanes, back) = (Lanes::default(), Arc::default());
         let replace = Readmit {
             line: frames.line.clone(),
+            lanes: lanes.clone(),
+            joins: self.joins.clone(),
             back: Arc::clone(&back),
             inflow: inflow.clone(),
             listen: frames.listen(),
@@ -322,7 +328,6 @@ impl Destination {
             blobs,
             buffers: buffers.clone(),
             events: events.clone(),
-            stop: read.clone(),
             confirms: confirms.clone(),
             arrived: arrived.clone(),
             held_up: held_up.clone(),
@@ -332,7 +337,7 @@ impl Destination {
         };
         *frames.shared.lock() = Some(shared.clone());
         let spawned = frames.receive(receiver);
-        let door = self.joins.map(|joins| Door::new(joins, identity, shared, back));
+        let door = self.joins.map(|joins| Door { joins, identity, shared, lanes: lanes.clone(), back });
         let mut receiving =
             Receiving { machine, inflow: inflow.clone(), arrived, held_up, confirms, timeout, door };
         if let Err(error) = spawned {
@@ -342,16 +347,16 @@ impl Destination {
         hands.work(&mut receiving, &mut *self.observer);
         let result = receiving.machine.result();
         // Lanes keep their connections until the source has been told the reason.
-        let lanes = receiving.door.take().map(Door::close);
+        let closed = receiving.door.take().map(Door::close);
         let lane_bytes = inflow.with(|intake| intake.lane_bytes().collect());
         buffers.close();
         frames.stop();
         inflow.close();
-        read.set();
+        lanes.stop();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err());
         close(&transfer, &frames.line, Ending::of(failure));
-        drop(lanes);
+        drop((closed, lanes));
         let result = result
             .unwrap_or(Err(Error::Interrupted))
             .map(|taken| Received { lane_bytes, ..Received::from(taken) });
@@ -359,35 +364,6 @@ impl Destination {
             result,
             devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect(),
         }
-    }
-}
-
-/// The reception of the source's frames, on the first connection and on those that replace it.
-#[derive(Clone, Default)]
-struct Frames {
-    line: Line,
-    /// The parts that the receivers of all connections need, while the migration is in progress.
-    shared: Arc<Mutex<Option<Shared>>>,
-}
-
-impl Frames {
-    fn receive(&self, receiver: Receiver) -> io::Result<()> {
-        let shared = self.shared.lock().clone();
-        self.line.start("receiver", move |stop| match shared {
-            Some(shared) => Inbound { lane: 0, receiver, stop: stop.clone(), shared }.receive(),
-            None => receiver,
-        })
-    }
-
-    fn listen(&self) -> Box<dyn FnMut(Receiver) -> io::Result<()> + Send> {
-        let frames = self.clone();
-        Box::new(move |receiver| frames.receive(receiver))
-    }
-
-    /// Receives nothing more. The threads of the devices end once nobody can give them state any more.
-    fn stop(&self) {
-        drop(self.shared.lock().take());
-        self.line.stop();
     }
 }
 
@@ -411,64 +387,5 @@ impl std::fmt::Debug for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<&str> = self.devices.iter().map(|device| device.name()).collect();
         f.debug_struct("Destination").field("devices", &names).finish_non_exhaustive()
-    }
-}
-
-/// The machine and its intake.
-struct Receiving {
-    machine: machine::Destination,
-    inflow: Arc<Inflow>,
-    arrived: Arc<AtomicU64>,
-    /// The number of connections that wait for the devices here.
-    held_up: Arc<AtomicU32>,
-    /// Set if the source waits for its state to be confirmed.
-    confirms: Arc<AtomicBool>,
-    timeout: Duration,
-    door: Option<Door>,
-}
-
-impl Machine for Receiving {
-    fn poll(&mut self) -> Option<Command> {
-        self.machine.poll()
-    }
-
-    fn input(&mut self, event: Event, now: Now) {
-        self.machine.input(event, now);
-    }
-
-    fn deadline(&self) -> Option<Now> {
-        self.machine.deadline()
-    }
-
-    fn span(&self) -> &tracing::Span {
-        self.machine.span()
-    }
-
-    fn begins(&mut self, operation: &Operation) {
-        if let Operation::Send(Control::Fits(_)) = operation {
-            // The source sends memory and state, and opens further connections, as soon as it has received this.
-            let machine = &self.machine;
-            let channels = machine.channels();
-            self.inflow.with(|intake| intake.open(machine.table(), machine.features(), channels));
-            self.confirms.store(machine.is_resumable(), Ordering::Relaxed);
-            if let (Some(door), Some(expected)) = (&self.door, machine.joins()) {
-                door.open(expected);
-            }
-        }
-    }
-
-    fn progress(&mut self, now: Now) -> Progress {
-        // A device here that takes its time has a timeout of its own.
-        let is_held_up = self.held_up.load(Ordering::SeqCst) > 0;
-        let last = Duration::from_micros(self.arrived.load(Ordering::SeqCst));
-        if !is_held_up
-            && let Some(since) = self.machine.listens_since()
-            && now.saturating_sub(since.max(last)) >= self.timeout
-        {
-            self.machine.input(Event::Lost(Error::Silent { side: SOURCE, waited: self.timeout }), now);
-        }
-        let mut progress = self.machine.progress();
-        progress.done = self.inflow.with(|intake| intake.intake().received_bytes());
-        progress
     }
 }

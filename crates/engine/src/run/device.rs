@@ -195,7 +195,9 @@ impl DeviceHand {
                 copies.wait_for_room(&self.transfer, turn)?;
             }
             let data = session(&mut self.data, &*self.device)?;
-            let read = turn.call(|| data.read(&mut buffer))?;
+            // What is read at a time is one frame.
+            let most = buffer.len().min(self.transfer.piece());
+            let read = turn.call(|| data.read(&mut buffer[..most]))?;
             let SavingRead::Data(count) = read else { break };
             buffer.truncate(count);
             let ends = data.ends_transaction();
@@ -205,7 +207,7 @@ impl DeviceHand {
             let message = Message::DeviceState { device: self.number, ends, data: &buffer };
             sent.wire += self.transfer.send_of_device(self.number, &message, turn)?;
             sent.bytes += count as u64;
-            self.transfer.count(count as u64);
+            self.transfer.count_state(self.number, count as u64, limit.is_none());
         }
         Ok(Done::Sent(sent))
     }
@@ -216,7 +218,7 @@ impl DeviceHand {
         let (pieces, total) = left.map_err(|misplaced| Error::Protocol(misplaced.to_string()))?;
         for piece in pieces {
             let message = Message::DeviceState { device: self.number, ends: piece.ends, data: &piece.data };
-            self.transfer.send(&message, turn)?;
+            self.transfer.send_of_device(self.number, &message, turn)?;
         }
         Ok(Done::Bytes(total))
     }

@@ -252,11 +252,6 @@ pub(super) fn close(transfer: &Transfer, line: &Line, ending: Ending) {
     }
 }
 
-/// Starts a detached thread.
-pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name.into()).spawn(work).map(drop)
-}
-
 /// Sends an event to a machine that may have ended.
 pub(super) fn tell(events: &Sender<Event>, event: Event) -> bool {
     events.send(event).is_ok()
@@ -270,7 +265,7 @@ mod tests {
     use whimbrel_models::Model;
     use whimbrel_user::{Local, State};
 
-    use super::super::line::NoReplacement;
+    use super::super::replace::NoReplacement;
     use super::super::thread::{named, tests::impossible};
     use super::*;
     use crate::channel::{Interrupt, Sender, Stream};

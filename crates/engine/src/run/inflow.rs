@@ -15,6 +15,8 @@ pub(super) struct Inflow {
 #[derive(Debug, Default)]
 struct State {
     intake: LaneIntake,
+    /// Set while a connection is lost.
+    is_broken: bool,
     is_closed: bool,
 }
 
@@ -32,10 +34,23 @@ impl Inflow {
     /// Waits until a lane may be read. Returns whether it may.
     pub(super) fn wait(&self, lane: u32) -> bool {
         let mut state: MutexGuard<'_, State> = self.state.lock();
-        while !state.is_closed && state.intake.is_held(lane) {
+        while !state.is_broken && !state.is_closed && state.intake.is_held(lane) {
             self.passed.wait(&mut state);
         }
-        !state.is_closed
+        !state.is_broken && !state.is_closed
+    }
+
+    /// Ends all waits, because a connection is lost: lanes are not read any more.
+    pub(super) fn interrupt(&self) {
+        self.state.lock().is_broken = true;
+        self.passed.notify_all();
+    }
+
+    /// Continues on other connections: see [`LaneIntake::resume`].
+    pub(super) fn resume(&self) -> Vec<u64> {
+        let mut state = self.state.lock();
+        state.is_broken = false;
+        state.intake.resume()
     }
 
     /// Ends all waits permanently.

@@ -6,50 +6,70 @@ use std::time::{Duration, Instant};
 use super::joining;
 use super::transfer::Transfer;
 use super::worker::Turn;
-use crate::channel::{Connect, Received, Sender, Until};
+use crate::channel::{Connect, Received, Sender, Until, WaitError};
 use crate::error::Error;
 use crate::proto::DESTINATION;
 use crate::proto::control::Control;
-use crate::proto::join::{Join, Purpose, Secret};
+use crate::proto::join::Join;
 use crate::proto::message::Message;
 use crate::proto::operation::Sent;
 
-/// The longest time for all lanes to join.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The pause between two attempts to open a lane.
+const PAUSE: Duration = Duration::from_millis(250);
+/// The longest attempt: see [`Operation::Reconnect`](crate::proto::operation::Operation::Reconnect).
+const ATTEMPT: Duration = Duration::from_secs(5);
 
-/// Opens the lanes from 1 on of a migration that has so many connections in all. They take a little less time than an answer
-/// may, so that the reason is known when the machine's time is over.
+/// Opens the lanes from 1 on with these first frames, all within `limit`. One that is refused for now, or not at all, is tried
+/// again.
 pub(super) fn open_lanes(
     connector: &mut dyn Connect,
     transfer: &Transfer,
-    migration: u128,
-    secret: Secret,
-    channels: u32,
+    joins: &[Join],
+    limit: Duration,
     turn: &Turn<'_>,
 ) -> Result<(), Error> {
-    transfer.with_interrupt(turn, |interrupt, timeout| {
-        let until = Until::new(Instant::now() + PATIENCE.min(timeout / 8 * 7), interrupt);
-        let mut lanes = Vec::new();
-        for lane in 1..channels {
-            let join = Join::new(migration, secret, Purpose::Lane(lane));
-            lanes.push(open(connector, join, timeout, until).map_err(|error| match error {
+    let senders = transfer.with_interrupt(turn, |interrupt, _| {
+        let until = Until::new(Instant::now() + limit, interrupt);
+        let lanes = (1..).zip(joins).map(|(lane, join)| {
+            open(connector, join, until).map_err(|error| match error {
                 Error::Interrupted => Error::Interrupted,
                 error => Error::Lane { lane, error: Box::new(error) },
-            })?);
-        }
-        transfer.add_lanes(lanes);
-        Ok(())
-    })
+            })
+        });
+        lanes.collect()
+    })?;
+    transfer.set_lanes(senders, turn)
 }
 
 /// Opens a connection, which belongs to the migration once this returns.
-fn open(
+fn open(connector: &mut dyn Connect, join: &Join, until: Until<'_>) -> Result<Sender, Error> {
+    let mut last = None;
+    loop {
+        let timeout = ATTEMPT.min(until.left().unwrap_or(ATTEMPT));
+        let attempt = until.at_most(Instant::now() + timeout);
+        let error = match try_to_open(connector, join, timeout, attempt) {
+            Err(error) if error.is_passing() => error,
+            ended => return ended,
+        };
+        tracing::debug!(purpose = ?join.purpose, %error, "a connection could not be opened yet");
+        if until.check().is_err() {
+            // The last attempt had less time than the others: they tell why.
+            return Err(last.unwrap_or(error));
+        }
+        if let WaitError::Interrupted = until.at_most(Instant::now() + PAUSE).sleep() {
+            return Err(Error::Interrupted);
+        }
+        last = Some(error);
+    }
+}
+
+fn try_to_open(
     connector: &mut dyn Connect,
-    join: Join,
+    join: &Join,
     timeout: Duration,
     until: Until<'_>,
 ) -> Result<Sender, Error> {
-    let (sender, mut receiver) = joining::join(connector, join, timeout, until)?;
+    let (sender, mut receiver) = joining::join(connector, join.clone(), timeout, until)?;
     let answer = receiver.next(until);
     match answer.map_err(|error| Error::of_channel(DESTINATION, timeout, error))? {
         Received::Message(Message::Control(Control::Joined)) => Ok(sender),

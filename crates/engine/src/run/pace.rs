@@ -1,36 +1,80 @@
-//! The pace of what is sent, so that it takes no more of a link than it may.
+//! The pace on the clock: threads that send wait for their places, and data goes in pieces that fit it.
+//!
+//! The rule is that of `proto::pace`. What counts are the bytes of the frames, before TLS adds its own.
 
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// The time that may be made up for after a pause, in which nothing was sent. More would be a burst that others on the
-/// link notice.
-const CATCH_UP: Duration = Duration::from_millis(10);
+use crate::channel::{Interrupt, Until, WaitError};
+use crate::proto::frame::HEADER_BYTES;
+use crate::proto::message::Message;
+use crate::proto::pace;
 
 /// A limit on the bytes sent in a second, by all threads together.
 #[derive(Debug)]
 pub(super) struct Pace {
-    bytes_per_second: NonZeroU64,
-    /// The time from which the next bytes may be sent.
-    next: Mutex<Option<Instant>>,
+    rule: Mutex<pace::Pace>,
+    began: Instant,
 }
 
 impl Pace {
     pub(super) fn new(bytes_per_second: NonZeroU64) -> Pace {
-        Pace { bytes_per_second, next: Mutex::new(None) }
+        Pace { rule: Mutex::new(pace::Pace::new(bytes_per_second)), began: Instant::now() }
     }
 
-    /// Takes the next place for so many bytes, and returns the time from which they may be sent.
-    pub(super) fn reserve(&self, bytes: usize, now: Instant) -> Instant {
-        let mut next = self.next.lock();
-        let earliest = now.checked_sub(CATCH_UP).unwrap_or(now);
-        let start = next.map_or(now, |next| next.max(earliest));
-        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.get() as f64);
-        // A clock that cannot tell that time has no limit.
-        *next = start.checked_add(takes);
-        start
+    /// Returns the most data of one frame, if so many lanes share the limit.
+    pub(super) fn piece(&self, lanes: u32) -> usize {
+        self.rule.lock().piece(lanes)
+    }
+
+    /// Waits until a message may be sent.
+    pub(super) fn wait(&self, message: &Message<'_>, interrupt: &Interrupt) -> Result<(), WaitError> {
+        let (first, data) = message.payload();
+        let bytes = HEADER_BYTES + first.len() + data.len();
+        let now = Instant::now();
+        let pause = self.rule.lock().reserve(bytes, now - self.began);
+        if pause.is_zero() {
+            return Ok(());
+        }
+        // A pause that no clock can tell is as good as none: it does not end.
+        let until = Until::new(now.checked_add(pause).unwrap_or(now + Duration::from_hours(24)), interrupt);
+        match until.sleep() {
+            WaitError::TimedOut => Ok(()),
+            error => Err(error),
+        }
+    }
+}
+
+/// Returns whether the limit counts a message. Others are small, and urgent.
+pub(super) const fn counts(message: &Message<'_>) -> bool {
+    !matches!(message, Message::Control(_))
+}
+
+/// Returns the messages that carry the same with at most so much data each. State stays as it was read, and a setup is whole.
+pub(super) fn pieces<'a>(message: &Message<'a>, most: usize) -> Vec<Message<'a>> {
+    let parts = |data: &'a [u8]| {
+        data.chunks(most).scan(0, |at, part| {
+            let start = *at;
+            *at += part.len() as u64;
+            Some((start, part))
+        })
+    };
+    match *message {
+        Message::Memory { address, data } if data.len() > most => {
+            parts(data).map(|(at, data)| Message::Memory { address: address + at, data }).collect()
+        }
+        Message::Padding { data } if data.len() > most => {
+            parts(data).map(|(_, data)| Message::Padding { data }).collect()
+        }
+        Message::Blob { name, version, last, data } if data.len() > most => {
+            let total = data.len() as u64;
+            let is_last = |at: u64, part: &[u8]| last && at + part.len() as u64 == total;
+            let blob = |(at, data)| Message::Blob { name, version, last: is_last(at, data), data };
+            parts(data).map(blob).collect()
+        }
+        _ => vec![message.clone()],
     }
 }
 
@@ -38,39 +82,34 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn pace() -> Pace {
-        Pace::new(NonZeroU64::new(1000).unwrap())
+    #[test]
+    fn pieces_carry_the_same_bytes_to_the_same_places() {
+        let data: Vec<u8> = (0..10).collect();
+        let memory = pieces(&Message::Memory { address: 100, data: &data }, 4);
+        let expected = [(100, &data[..4]), (104, &data[4..8]), (108, &data[8..])];
+        assert_eq!(memory, expected.map(|(address, data)| Message::Memory { address, data }));
+        let padding = pieces(&Message::Padding { data: &data }, 5);
+        assert_eq!(padding, [&data[..5], &data[5..]].map(|data| Message::Padding { data }));
     }
 
     #[test]
-    fn bytes_that_are_always_ready_are_sent_at_the_rate() {
-        let (pace, began) = (pace(), Instant::now());
-        let mut now = began;
-        for number in 0..100 {
-            let start = pace.reserve(50, now);
-            assert_eq!(start, began + Duration::from_millis(50) * number);
-            now = start;
+    fn only_the_last_piece_of_a_blob_ends_it() {
+        let data: Vec<u8> = (0..10).collect();
+        let blob = |last, data| Message::Blob { name: "cpu", version: 3, last, data };
+        assert_eq!(pieces(&blob(true, &data), 5), [blob(false, &data[..5]), blob(true, &data[5..])]);
+        assert_eq!(pieces(&blob(false, &data), 5), [blob(false, &data[..5]), blob(false, &data[5..])]);
+        assert_eq!(pieces(&blob(true, &[]), 5), [blob(true, &[])]);
+    }
+
+    #[test]
+    fn what_fits_and_what_must_stay_whole_is_one_piece() {
+        for message in [
+            Message::Memory { address: 0, data: &[7; 4] },
+            Message::MemoryZero { address: 0, length: 1 << 30 },
+            Message::DeviceState { device: 1, ends: true, data: &[7; 100] },
+            Message::Setup { device: 1, data: &[7; 100] },
+        ] {
+            assert_eq!(pieces(&message, 4), [message]);
         }
-    }
-
-    #[test]
-    fn a_late_sender_keeps_the_rate() {
-        let (pace, began) = (pace(), Instant::now());
-        let mut now = began;
-        for number in 0..100 {
-            let start = pace.reserve(50, now);
-            assert_eq!(start, began + Duration::from_millis(50) * number);
-            // Woken some time later each time.
-            now = start.max(now) + Duration::from_millis(7);
-        }
-    }
-
-    #[test]
-    fn a_pause_is_not_made_up_for() {
-        let (pace, began) = (pace(), Instant::now());
-        pace.reserve(50, began);
-        let now = began + Duration::from_mins(1);
-        assert_eq!(pace.reserve(50, now) + CATCH_UP, now);
-        assert_eq!(pace.reserve(50, now) + CATCH_UP, now + Duration::from_millis(50));
     }
 }

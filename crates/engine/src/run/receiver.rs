@@ -17,8 +17,9 @@ use crate::channel::{ChannelError, Interrupt, MemoryData, Received, Receiver, Un
 use crate::error::Error;
 use crate::guest::{Blob, BlobName};
 use crate::proto::DESTINATION;
+use crate::proto::compression::Decompressor;
 use crate::proto::control::Control;
-use crate::proto::lane_intake::LaneIntake;
+use crate::proto::frame::Kind;
 use crate::proto::lanes::Share;
 use crate::proto::message::{DEVICE_STATE_HEAD as DEVICE_HEAD, Message};
 use crate::proto::operation::Event;
@@ -81,8 +82,6 @@ pub(super) struct Shared {
     pub(super) blobs: Arc<Mutex<Vec<Blob>>>,
     pub(super) buffers: Buffers,
     pub(super) events: Sender<Event>,
-    /// Stops the lanes beside the control connection.
-    pub(super) stop: Interrupt,
     /// Set if the source waits for its state to be confirmed.
     pub(super) confirms: Arc<AtomicBool>,
     /// The time of the last arrival, in microseconds since `began`.
@@ -103,8 +102,13 @@ impl Shared {
 
     /// Takes a part of the receiver's last message for a device, once there is a buffer for it.
     fn take_payload(&self, receiver: &mut Receiver, part: Range<usize>) -> Result<Buffer, Error> {
+        self.hold_up(|buffers| buffers.take_payload(receiver, part))
+    }
+
+    /// Takes a buffer, for which the source waits.
+    fn hold_up(&self, take: impl FnOnce(&Buffers) -> Option<Buffer>) -> Result<Buffer, Error> {
         self.held_up.fetch_add(1, Ordering::SeqCst);
-        let taken = self.buffers.take_payload(receiver, part);
+        let taken = take(&self.buffers);
         // In this order: the source was not silent meanwhile.
         self.note_arrival();
         self.held_up.fetch_sub(1, Ordering::SeqCst);
@@ -114,9 +118,12 @@ impl Shared {
     /// Lets the source forget state that has arrived, if there is enough of it.
     fn confirm(&self) {
         if self.confirms.load(Ordering::Relaxed) {
-            for (device, bytes) in self.inflow.with(LaneIntake::unconfirmed) {
-                tell(&self.events, Event::StateArrived { device, bytes });
-            }
+            // The events of all lanes keep the order in which it has arrived: the source takes no step back.
+            self.inflow.with(|intake| {
+                for (device, bytes) in intake.unconfirmed() {
+                    tell(&self.events, Event::StateArrived { device, bytes });
+                }
+            });
         }
     }
 }
@@ -142,9 +149,10 @@ impl Inbound {
     }
 
     fn receive_into(&mut self, mut arrival: Option<&mut Arrival<'_>>) {
+        let mut decompressor = Decompressor::default();
         // A lane that has reached its mark waits for the others.
         while self.lane == 0 || self.shared.inflow.wait(self.lane) {
-            match self.next(arrival.as_deref_mut()) {
+            match self.next(arrival.as_deref_mut(), &mut decompressor) {
                 Ok(true) => {}
                 // One that is stopped is over for this side.
                 Ok(false) | Err(Error::Interrupted) => return,
@@ -162,7 +170,11 @@ impl Inbound {
     }
 
     /// Receives a frame. Returns whether another one may follow.
-    fn next(&mut self, arrival: Option<&mut Arrival<'_>>) -> Result<bool, Error> {
+    fn next(
+        &mut self,
+        arrival: Option<&mut Arrival<'_>>,
+        decompressor: &mut Decompressor,
+    ) -> Result<bool, Error> {
         let (lane, shared) = (self.lane, &self.shared);
         let until = Until::interrupted(&self.stop);
         let lost = |error| Error::of_channel(shared.peer, shared.timeout, error);
@@ -202,6 +214,33 @@ impl Inbound {
             Received::Message(Message::MemoryZero { address, length }) => {
                 let share = shared.inflow.with(|intake| intake.memory(lane, address, length));
                 memory(arrival, share.map_err(misplaced)?)?.clear(address, length)?;
+                Ok(true)
+            }
+            Received::Message(Message::CompressedMemory { address, data }) => {
+                let share = shared.inflow.with(|intake| {
+                    intake.compressed(Kind::MemoryZstd)?;
+                    intake.memory(lane, address, data.length.into())
+                });
+                let arrival = memory(arrival, share.map_err(misplaced)?)?;
+                let data =
+                    decompressor.memory(data).map_err(|problem| Error::Protocol(problem.to_string()))?;
+                arrival.write(address, data)?;
+                Ok(true)
+            }
+            Received::Message(Message::CompressedState { device, ends, data: compressed }) => {
+                let length = compressed.length as usize;
+                let ends = shared.inflow.with(|intake| {
+                    intake.compressed(Kind::DeviceStateZstd)?;
+                    intake.state(lane, device, length, ends)
+                });
+                let ends = ends.map_err(misplaced)?;
+                let mut data = shared.hold_up(Buffers::take)?;
+                data.truncate(length);
+                decompressor
+                    .state(compressed, &mut data)
+                    .map_err(|problem| Error::Protocol(problem.to_string()))?;
+                let _ = shared.devices[device as usize].send(Item::State { data, ends });
+                shared.confirm();
                 Ok(true)
             }
             Received::Message(Message::DeviceState { device, ends, data }) => {

@@ -16,9 +16,10 @@ use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
 use super::hands::{Ending, Hands, Machine, NotStarted, close};
 use super::journal::Journal;
-use super::line::{Line, Redial, Replace};
+use super::line::Line;
 use super::owner::OwnerHand;
 use super::receiver::receive_answers;
+use super::replace::{Redial, Replace};
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
@@ -210,7 +211,8 @@ impl Source {
         let offer = Offer::new(uuid::Uuid::new_v4().as_u128(), &self.features, &needs);
         let can_reconnect = self.connector.is_some() && self.features.contains(&Feature::Resume);
         let reconnect = if can_reconnect { self.options.reconnect } else { Duration::ZERO };
-        let offer = offer.with_channels(channels).with_reconnect(reconnect);
+        let compresses = self.options.compression && self.features.contains(&Feature::Zstd);
+        let offer = offer.with_channels(channels).with_reconnect(reconnect).with_compression(compresses);
         let plan = Plan { offer, table, options: self.options };
         match Interrupt::new() {
             Ok(write) => self.run(plan, devices, channel, write),
@@ -277,13 +279,17 @@ impl Source {
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
         close(&transfer, &line, Ending::of(failure));
         let lanes = transfer.lane_reports();
+        let has_failed = matches!(result, Some(Err(_)));
         let report = match &mut result {
             Some(Ok(report)) => Some(report),
             Some(Err(error)) => Some(&mut *error.report),
             None => None,
         };
         if let Some(report) = report {
-            if report.reconnections > 0 {
+            if has_failed {
+                transfer.tally().complete(report);
+            }
+            if has_failed || report.reconnections > 0 {
                 // What was sent in vain, and what was sent again, is no part of the rounds.
                 report.wire_bytes = lanes.iter().map(|lane| lane.wire_bytes).sum();
             }
@@ -369,9 +375,11 @@ impl Machine for Sending {
     }
 
     fn begins(&mut self, operation: &Operation) {
-        if let Operation::Send(Control::Table(table)) = operation
-            && let Some(window) = self.machine.keeps_state()
-        {
+        let Operation::Send(Control::Table(table)) = operation else { return };
+        if self.machine.compresses() {
+            self.transfer.compressors().use_them();
+        }
+        if let Some(window) = self.machine.keeps_state() {
             self.transfer.copies().keep(table.devices.len(), window);
             self.ledger.lock().keep_rounds();
         }

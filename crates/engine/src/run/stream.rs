@@ -5,8 +5,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::lanes::{each_lane, open_lanes};
-use super::line::Replace;
 use super::read_ahead::send_batches;
+use super::replace::Replace;
 use super::transfer::Transfer;
 use super::worker::{Hand, Turn};
 use crate::channel::Connect;
@@ -109,17 +109,26 @@ fn send_batch(
     sent: &mut Sent,
     turn: &Turn<'_>,
 ) -> Result<(), Error> {
-    for stretch in batch.stretches() {
-        let (message, length) = match stretch {
-            Stretch::Zero { address, length } => {
-                sent.zero += length;
-                (Message::MemoryZero { address, length }, length)
-            }
-            Stretch::Data { address, data } => (Message::Memory { address, data }, data.len() as u64),
-        };
+    let most = transfer.compressors().most_memory();
+    let mut give = |message: Message<'_>, length: u64, zero: u64| {
+        sent.zero += zero;
         sent.bytes += length;
         sent.wire += transfer.send_on(lane, &message, turn)?;
-        transfer.count(length);
+        transfer.count_memory(length, zero > 0);
+        Ok::<(), Error>(())
+    };
+    for stretch in batch.stretches() {
+        match stretch {
+            Stretch::Zero { address, length } => {
+                give(Message::MemoryZero { address, length }, length, length)?;
+            }
+            Stretch::Data { address, data } => {
+                for (piece, data) in data.chunks(most).enumerate() {
+                    let address = address + (piece * most) as u64;
+                    give(Message::Memory { address, data }, data.len() as u64, 0)?;
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -130,12 +139,11 @@ impl Hand for StreamHand {
             Operation::Send(control) => {
                 self.transfer.send_now(&Message::Control(control), turn).map(|_| Done::Nothing)
             }
-            Operation::OpenLanes { migration, secret, channels } => {
+            Operation::OpenLanes { joins, timeout } => {
                 let Some(connector) = &mut self.connector else {
                     return Err(Error::Protocol("further connections without a connector".into()));
                 };
-                open_lanes(&mut **connector, &self.transfer, migration, secret, channels, turn)
-                    .map(|()| Done::Nothing)
+                open_lanes(&mut **connector, &self.transfer, &joins, timeout, turn).map(|()| Done::Nothing)
             }
             Operation::MarkLanes(number) => self.mark_lanes(number, turn).map(|()| Done::Nothing),
             Operation::StartMemoryLogs => {
@@ -146,10 +154,14 @@ impl Hand for StreamHand {
                 let Some(ram) = &self.ram else { return Ok(Done::Bytes(0)) };
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);
                 let bytes = turn.call(|| logs.collect(&**ram, ledger, stopped))?;
+                if stopped {
+                    self.transfer.tally().stopped();
+                }
+                let ledger = ledger.lock();
                 // After the stop nobody is to blame any more.
-                let most = if stopped { None } else { ledger.lock().dirtiest() };
+                let most = if stopped { None } else { ledger.dirtiest() };
                 let most = most.map(|(part, dirty)| DirtyRange { start: part.start, size: part.size, dirty });
-                Ok(Done::Dirty { bytes, most })
+                Ok(Done::Dirty { bytes, most, is_logged: !ledger.is_unlogged() })
             }
             Operation::StopMemoryLogs => {
                 let (logs, ledger) = (&mut self.logs, &*self.ledger);
@@ -161,12 +173,14 @@ impl Hand for StreamHand {
             Operation::SendPadding(bytes) => self.send_padding(bytes, turn).map(Done::Sent),
             Operation::RoundArrived => {
                 self.ledger.lock().round_arrived();
+                self.transfer.tally().round_arrived();
                 self.transfer.copies().all_taken();
                 Ok(Done::Nothing)
             }
             Operation::RoundLost => {
                 let mut ledger = self.ledger.lock();
                 ledger.round_lost();
+                self.transfer.tally().round_lost();
                 Ok(Done::Bytes(ledger.bytes_left()))
             }
             other => self.replace.perform(other, self.connector.as_deref_mut(), &self.transfer, turn),

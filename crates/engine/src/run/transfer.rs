@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::compressors::Compressors;
 use super::copies::Copies;
-use super::pace::Pace;
+use super::pace::{self, Pace};
+use super::tally::Tally;
 use super::worker::Turn;
-use crate::channel::{ChannelError, Interrupt, Sender, Until, WaitError};
+use crate::channel::{ChannelError, Interrupt, Sender, Until};
 use crate::error::Error;
-use crate::proto::frame::HEADER_BYTES;
+use crate::proto::frame::CHUNK;
 use crate::proto::lanes::Share;
 use crate::proto::message::Message;
 use crate::report::LaneReport;
@@ -21,8 +23,6 @@ use crate::report::LaneReport;
 #[derive(Debug)]
 pub(super) struct Transfer {
     control: Lane,
-    /// The bytes that went to control connections which were replaced.
-    replaced: AtomicU64,
     /// The lanes from 1 on, once they have been opened.
     further: OnceLock<Vec<Lane>>,
     interrupt: Interrupt,
@@ -36,21 +36,32 @@ pub(super) struct Transfer {
     pace: Option<Pace>,
     /// Bytes of memory and state sent, for observers.
     moved: AtomicU64,
+    tally: Tally,
     /// The state that may have to be sent again.
     copies: Copies,
+    compressors: Compressors,
 }
 
-/// A connection.
+/// A connection, and those that it replaces.
 #[derive(Debug)]
 struct Lane {
     sender: Mutex<Sender>,
+    /// The bytes that went to connections which were replaced.
+    replaced: AtomicU64,
     /// The time in which it sent, in nanoseconds.
     sending: AtomicU64,
 }
 
 impl Lane {
     fn new(sender: Sender) -> Lane {
-        Lane { sender: Mutex::new(sender), sending: AtomicU64::new(0) }
+        Lane { sender: Mutex::new(sender), replaced: AtomicU64::new(0), sending: AtomicU64::new(0) }
+    }
+
+    /// Sends on another connection from here on. The one before is closed once nobody receives from it any more.
+    fn replace(&self, sender: Sender) {
+        let mut ours = self.sender.lock();
+        self.replaced.fetch_add(ours.written(), Ordering::Relaxed);
+        *ours = sender;
     }
 }
 
@@ -63,7 +74,6 @@ impl Transfer {
     ) -> Transfer {
         Transfer {
             control: Lane::new(sender),
-            replaced: AtomicU64::new(0),
             further: OnceLock::new(),
             interrupt,
             epoch: AtomicU64::new(0),
@@ -72,14 +82,23 @@ impl Transfer {
             peer,
             pace: None,
             moved: AtomicU64::new(0),
+            tally: Tally::default(),
             copies: Copies::default(),
+            compressors: Compressors::default(),
         }
     }
 
-    /// Adds the lanes from 1 on, once.
-    pub(super) fn add_lanes(&self, senders: Vec<Sender>) {
-        // Nobody has added others.
-        let _ = self.further.set(senders.into_iter().map(Lane::new).collect());
+    /// Sends on these lanes from here on: those from 1, whose number does not change.
+    pub(super) fn set_lanes(&self, senders: Vec<Sender>, turn: &Turn<'_>) -> Result<(), Error> {
+        if !self.allows(turn.epoch) {
+            return Err(Error::Interrupted);
+        }
+        match self.further.get() {
+            Some(lanes) => lanes.iter().zip(senders).for_each(|(lane, sender)| lane.replace(sender)),
+            // Nobody else sets them.
+            None => drop(self.further.set(senders.into_iter().map(Lane::new).collect())),
+        }
+        Ok(())
     }
 
     /// Returns the number of lanes, the control connection included.
@@ -97,16 +116,18 @@ impl Transfer {
         further.unwrap_or(&self.control)
     }
 
-    /// Returns what each lane has sent. That of a control connection which was replaced is its successor's.
+    fn all(&self) -> impl Iterator<Item = &Lane> {
+        std::iter::once(&self.control).chain(self.further())
+    }
+
+    /// Returns what each lane has sent. That of a connection which was replaced is its successor's.
     pub(super) fn lane_reports(&self) -> Vec<LaneReport> {
-        let replaced = self.replaced.load(Ordering::Relaxed);
-        let all =
-            std::iter::once((&self.control, replaced)).chain(self.further().iter().map(|lane| (lane, 0)));
-        all.map(|(lane, before)| {
+        let report = |lane: &Lane| {
             let sending = Duration::from_nanos(lane.sending.load(Ordering::Relaxed));
-            LaneReport::new(before + lane.sender.lock().written(), sending)
-        })
-        .collect()
+            let replaced = lane.replaced.load(Ordering::Relaxed);
+            LaneReport::new(replaced + lane.sender.lock().written(), sending)
+        };
+        self.all().map(report).collect()
     }
 
     /// Limits the bytes sent in a second, if there is a limit.
@@ -119,19 +140,22 @@ impl Transfer {
         &self.copies
     }
 
+    /// Returns the compressors of what is sent.
+    pub(super) fn compressors(&self) -> &Compressors {
+        &self.compressors
+    }
+
     /// Returns the timeout for the peer to accept one frame.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Sends on another control connection from here on. The one before is closed once nobody receives from it any more.
+    /// Sends on another control connection from here on.
     pub(super) fn replace(&self, sender: Sender, turn: &Turn<'_>) -> Result<(), Error> {
-        let mut ours = self.control.sender.lock();
         if !self.allows(turn.epoch) {
             return Err(Error::Interrupted);
         }
-        self.replaced.fetch_add(ours.written(), Ordering::Relaxed);
-        *ours = sender;
+        self.control.replace(sender);
         Ok(())
     }
 
@@ -142,8 +166,24 @@ impl Transfer {
 
     /// Sends a message on a lane, or gathers it, and returns its bytes on the wire.
     pub(super) fn send_on(&self, lane: u32, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
-        self.keep_pace(message, turn)?;
-        self.with(lane, turn, |sender, until| sender.send(message, until))
+        let Some(pace) = self.pace.as_ref().filter(|_| pace::counts(message)) else {
+            return self.compressors.compressed(message, |message| {
+                self.with(lane, None, turn, |sender, until| sender.send(message, until))
+            });
+        };
+        let mut bytes = 0;
+        for piece in pace::pieces(message, pace.piece(self.lanes())) {
+            // Gathered ones would leave at once.
+            bytes += self.compressors.compressed(&piece, |piece| {
+                self.with(lane, Some(piece), turn, |sender, until| sender.send_now(piece, until))
+            })?;
+        }
+        Ok(bytes)
+    }
+
+    /// Returns the most data to send in one frame.
+    pub(super) fn piece(&self) -> usize {
+        self.pace.as_ref().map_or(CHUNK, |pace| pace.piece(self.lanes()))
     }
 
     /// Sends a message of a device on its lane, or gathers it, and returns its bytes on the wire.
@@ -154,23 +194,6 @@ impl Transfer {
         turn: &Turn<'_>,
     ) -> Result<u64, Error> {
         self.send_on(Share::lane_of_device(device, self.lanes()), message, turn)
-    }
-
-    /// Waits until the limit allows a message with data. Those without are not counted: they are small, and urgent.
-    fn keep_pace(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<(), Error> {
-        let Some(pace) = &self.pace else { return Ok(()) };
-        let (Message::Memory { data, .. }
-        | Message::DeviceState { data, .. }
-        | Message::Blob { data, .. }
-        | Message::Padding { data }) = message
-        else {
-            return Ok(());
-        };
-        let start = pace.reserve(HEADER_BYTES + data.len(), Instant::now());
-        match Until::new(start, &self.interrupt).sleep() {
-            WaitError::TimedOut => Ok(()),
-            error => Err(self.failed(Error::of_channel(self.peer, self.timeout, error.into()), turn)),
-        }
     }
 
     /// Sends a message on the control connection, and all bytes gathered there.
@@ -185,17 +208,25 @@ impl Transfer {
         message: &Message<'_>,
         turn: &Turn<'_>,
     ) -> Result<u64, Error> {
-        self.with(lane, turn, |sender, until| sender.send_now(message, until))
+        self.with(lane, None, turn, |sender, until| sender.send_now(message, until))
     }
 
+    /// Sends on a lane, when it is this thread's turn and the limit allows `paced`.
     fn with(
         &self,
         lane: u32,
+        paced: Option<&Message<'_>>,
         turn: &Turn<'_>,
         send: impl FnOnce(&mut Sender, Until<'_>) -> Result<(), ChannelError>,
     ) -> Result<u64, Error> {
         let lane = self.lane(lane);
         let mut sender = lane.sender.lock();
+        // Only what this lane sends next has a place: the limit holds however many threads wait for the lane.
+        if let (Some(pace), Some(message)) = (&self.pace, paced) {
+            pace.wait(message, &self.interrupt).map_err(|error| {
+                self.failed(Error::of_channel(self.peer, self.timeout, error.into()), turn)
+            })?;
+        }
         if !self.allows(turn.epoch) {
             return Err(Error::Interrupted);
         }
@@ -248,11 +279,13 @@ impl Transfer {
         work(&mut self.control.sender.lock())
     }
 
-    /// Ends the control connection, which is lost for this side, as far as that needs no wait: a peer that is still reached finds
+    /// Ends all connections, of which one is lost for this side, as far as that needs no wait: a peer that is still reached finds
     /// the loss at once, and not after its own timeout.
     pub(super) fn hang_up(&self) {
-        if let Err(error) = self.control.sender.lock().finish(Until::now()) {
-            tracing::debug!(%error, "the lost connection could not be closed in good order");
+        for lane in self.all() {
+            if let Err(error) = lane.sender.lock().finish(Until::now()) {
+                tracing::debug!(%error, "a lost connection could not be closed in good order");
+            }
         }
     }
 
@@ -269,9 +302,21 @@ impl Transfer {
         }
     }
 
-    /// Adds to the bytes of memory and state moved.
-    pub(super) fn count(&self, bytes: u64) {
+    /// Adds memory that was sent.
+    pub(super) fn count_memory(&self, bytes: u64, is_zero: bool) {
+        self.tally.memory(bytes, is_zero);
         self.moved.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Adds state of a device that was sent.
+    pub(super) fn count_state(&self, device: u32, bytes: u64, is_stopped: bool) {
+        self.tally.state(device, bytes, is_stopped);
+        self.moved.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes sent so far, by device and by the stop.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Returns the bytes of memory and state moved so far.

@@ -1,7 +1,11 @@
 //! Saved devices: what a save leaves behind, in the device and on disk.
 
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::os::unix::net::UnixListener;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use whimbrel_device::{ArcError, Errno};
 use whimbrel_engine::Error;
 use whimbrel_engine::archive::{self, Form};
@@ -139,6 +143,56 @@ fn a_folder_that_is_not_there_is_named_and_the_device_was_never_stopped() {
     let error = archive::save_to_path(&mut from, path, Form::Stream).unwrap_err().to_string();
     assert!(error.contains("/nowhere/at/all"), "{error}");
     assert!(control.requests().is_empty());
+}
+
+#[test]
+fn a_pipe_and_a_device_node_are_written_to_and_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let mut pipe = File::options().read(true).write(true).open(at("pipe")).unwrap();
+    archive::save_to_path(&mut device("from").0, &at("pipe"), Form::Raw).unwrap();
+    assert!(fs::symlink_metadata(at("pipe")).unwrap().file_type().is_fifo());
+    let mut written = vec![0; image().len()];
+    pipe.read_exact(&mut written).unwrap();
+    assert_eq!(written, image());
+
+    // Over a link, so that a failure of this test leaves the system's own node alone.
+    symlink("/dev/full", at("full")).unwrap();
+    let (mut from, _) = device("from");
+    let error = archive::save_to_path(&mut from, &at("full"), Form::Raw).unwrap_err().to_string();
+    assert!(error.starts_with("writing ") && error.contains("/full: ENOSPC"), "{error}");
+    assert_eq!(from.state().unwrap(), State::Running);
+    assert!(fs::symlink_metadata(at("full")).unwrap().is_symlink());
+    symlink("/dev/null", at("null")).unwrap();
+    archive::save_to_path(&mut device("from").0, &at("null"), Form::Stream).unwrap();
+    assert!(fs::symlink_metadata(at("null")).unwrap().is_symlink());
+}
+
+#[test]
+fn a_socket_and_a_folder_are_refused_by_name_and_the_device_was_never_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, inner) = (folder.path().join("socket"), folder.path().join("folder"));
+    let _listener = UnixListener::bind(&socket).unwrap();
+    fs::create_dir(&inner).unwrap();
+    for (path, said) in [(&socket, "socket is a socket"), (&inner, "folder is a folder")] {
+        let (mut from, control) = device("from");
+        let error = archive::save_to_path(&mut from, path, Form::Stream).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+        assert!(control.requests().is_empty());
+    }
+    assert!(fs::symlink_metadata(&socket).unwrap().file_type().is_socket());
+}
+
+#[test]
+fn a_link_stays_and_the_file_it_leads_to_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+    fs::write(&file, "an earlier save").unwrap();
+    symlink(&file, &link).unwrap();
+    archive::save_to_path(&mut device("from").0, &link, Form::Raw).unwrap();
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read(&file).unwrap(), image());
 }
 
 #[test]

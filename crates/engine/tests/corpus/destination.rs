@@ -7,14 +7,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use whimbrel_engine::channel::{ChannelError, Received, Receiver, Until};
+use whimbrel_engine::proto::compression::Decompressor;
 use whimbrel_engine::proto::control::{Control, Table};
 use whimbrel_engine::proto::destination::{Destination, DestinationOptions, Site, Taken};
+use whimbrel_engine::proto::frame::Kind;
 use whimbrel_engine::proto::intake::Misplaced;
 use whimbrel_engine::proto::join::Secret;
 use whimbrel_engine::proto::lane_intake::LaneIntake;
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::Feature;
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Place};
+use whimbrel_engine::proto::problem::Problem;
 use whimbrel_engine::set::Arrival;
 use whimbrel_engine::{BlobName, Error, Ram, RamError, RamRegion};
 use whimbrel_user::{DataFile, DeviceSetup, Migratable, State};
@@ -83,6 +86,7 @@ pub(crate) struct Side<'a> {
     setups: Vec<Option<DeviceSetup>>,
     taken: Vec<u64>,
     arrival: Arrival<'a>,
+    decompressor: Decompressor,
     pub(crate) intake: LaneIntake,
     said: Vec<Control>,
     is_handed_over: bool,
@@ -99,6 +103,7 @@ impl<'a> Side<'a> {
             taken: vec![0; devices.len()],
             devices,
             arrival: Arrival::new(memory),
+            decompressor: Decompressor::default(),
             intake: LaneIntake::new(),
             said: Vec::new(),
             is_handed_over: false,
@@ -119,6 +124,7 @@ impl<'a> Side<'a> {
     /// Receives a frame of a lane, and returns what the machine has to hear now.
     pub(crate) fn next(&mut self, lane: u32, receiver: &mut Receiver) -> Result<Vec<Control>, Error> {
         let misplaced = |error: Misplaced| Error::Protocol(error.to_string());
+        let malformed = |problem: Problem| Error::Protocol(problem.to_string());
         let until = Until::timeout(Duration::from_mins(1));
         match receiver.next(until).map_err(lost)? {
             Received::Memory(mut data) => {
@@ -143,15 +149,22 @@ impl<'a> Side<'a> {
                 self.arrival.set_share(share);
                 self.arrival.clear(address, length)?;
             }
+            Received::Message(Message::CompressedMemory { address, data }) => {
+                self.intake.compressed(Kind::MemoryZstd).map_err(misplaced)?;
+                let share = self.intake.memory(lane, address, data.length.into()).map_err(misplaced)?;
+                self.arrival.set_share(share);
+                let memory = self.decompressor.memory(data).map_err(malformed)?;
+                assert_eq!(memory.len(), data.length as usize);
+                self.arrival.write(address, memory)?;
+            }
             Received::Message(Message::DeviceState { device, ends, data }) => {
-                let ends = self.intake.state(lane, device, data.len(), ends).map_err(misplaced)?;
-                let index = device as usize;
-                let session = self.sessions[index].as_mut().expect("state is taken in RESUMING alone");
-                match ends {
-                    Some(ends) => session.write_piece(data, ends)?,
-                    None => session.write_all(data)?,
-                }
-                self.taken[index] += data.len() as u64;
+                self.take_state(lane, device, ends, data)?;
+            }
+            Received::Message(Message::CompressedState { device, ends, data }) => {
+                self.intake.compressed(Kind::DeviceStateZstd).map_err(misplaced)?;
+                let mut state = vec![0; data.length as usize];
+                self.decompressor.state(data, &mut state).map_err(malformed)?;
+                self.take_state(lane, device, ends, &state)?;
             }
             Received::Message(Message::Setup { device, data }) => {
                 self.intake.setup(lane, device).map_err(misplaced)?;
@@ -164,6 +177,19 @@ impl<'a> Side<'a> {
             Received::Message(Message::Padding { .. }) => self.intake.padding(lane).map_err(misplaced)?,
         }
         Ok(Vec::new())
+    }
+
+    fn take_state(&mut self, lane: u32, device: u32, ends: bool, data: &[u8]) -> Result<(), Error> {
+        let ends = self.intake.state(lane, device, data.len(), ends);
+        let ends = ends.map_err(|error| Error::Protocol(error.to_string()))?;
+        let index = device as usize;
+        let session = self.sessions[index].as_mut().expect("state is taken in RESUMING alone");
+        match ends {
+            Some(ends) => session.write_piece(data, ends)?,
+            None => session.write_all(data)?,
+        }
+        self.taken[index] += data.len() as u64;
+        Ok(())
     }
 
     /// Does what the machine commands.

@@ -174,7 +174,7 @@ fn read(
     if let Ok(Received::Message(Message::Control(Control::Join(join)))) =
         lane.receiver.next(Until::timeout(Duration::from_mins(1)))
         && expected.is_some_and(|expected| expected.admit(&join).is_ok())
-        && let Purpose::Lane(number) = join.purpose
+        && let Purpose::Lane { lane: number, .. } = join.purpose
     {
         (lane.number, lane.is_over) = (Some(number), false);
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod archive;
+mod check;
 mod destination;
 mod devices;
 mod lanes;
@@ -24,6 +25,9 @@ use std::time::Duration;
 use whimbrel_engine::archive::Save;
 use whimbrel_engine::channel::{Channel, Connect, ConnectorError, Joins, Sender, Stream, Until};
 use whimbrel_engine::embedded::Saving;
+use whimbrel_engine::proto::check::End;
+use whimbrel_engine::proto::control::Control;
+use whimbrel_engine::proto::frame::Kind;
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::operation::Event;
 use whimbrel_engine::{Blob, Destination, NoCpuLog, Ram, Source, SourceOptions};
@@ -74,12 +78,17 @@ fn nothing_that_a_destination_answered_fails_again() {
 }
 
 #[test]
+fn nothing_that_the_other_side_of_a_check_said_fails_again() {
+    replay("check", check::run);
+}
+
+#[test]
 fn nothing_that_a_file_held_fails_again() {
     replay("archive", archive::run);
 }
 
 /// What a source sends of the targets' devices, with memory and blobs.
-fn from_source() -> Vec<u8> {
+fn from_source(compression: bool) -> Vec<u8> {
     let (left, right) = UnixStream::pair().unwrap();
     let (left, written) = Recorder::new(Stream::from(left));
     let memory = destination::Memory::default();
@@ -90,6 +99,7 @@ fn from_source() -> Vec<u8> {
         Destination::new(devices::devices()).memory(there).guest(owner).receive(Stream::from(right))
     });
     let source = Source::new(devices::devices()).memory(Arc::new(memory), NoCpuLog).guest(owner());
+    let source = source.options(SourceOptions::default().compression(compression));
     source.send(left).result.unwrap();
     receiving.join().unwrap().result.unwrap();
     written.bytes()
@@ -113,7 +123,7 @@ impl Connect for Recording {
 }
 
 /// What a source sends of the targets' devices over several connections, with the secret of the target.
-fn from_source_with_lanes() -> Vec<u8> {
+fn from_source_with_lanes(compression: bool) -> Vec<u8> {
     let (left, right) = UnixStream::pair().unwrap();
     let (left, control) = Recorder::new(Stream::from(left));
     let memory = destination::Memory::new(&lanes::MEMORY);
@@ -130,7 +140,7 @@ fn from_source_with_lanes() -> Vec<u8> {
     });
     let written = Arc::new(Mutex::new(Vec::new()));
     let source = Source::new(devices::devices()).memory(Arc::new(memory), NoCpuLog).guest(owner());
-    let options = SourceOptions::default().channels(lanes::CHANNELS as u32);
+    let options = SourceOptions::default().channels(lanes::CHANNELS as u32).compression(compression);
     let source = source.options(options).connector(Recording { joins, written: written.clone() });
     source.send(left).result.unwrap();
     receiving.join().unwrap().result.unwrap();
@@ -149,13 +159,18 @@ fn with_secret(stream: &[u8]) -> Vec<u8> {
     stream::sealed(&changed)
 }
 
-/// A little of what the fuzzer does: changed bytes, and pieces that come twice, elsewhere or not at all.
 #[test]
 fn changed_streams_over_lanes_come_to_an_end() {
-    let whole = from_source_with_lanes();
-    let (streams, order) = lanes::streams(&whole);
+    for compression in [false, true] {
+        change_and_run(&from_source_with_lanes(compression));
+    }
+}
+
+/// A little of what the fuzzer does: changed bytes, and pieces that come twice, elsewhere or not at all.
+fn change_and_run(whole: &[u8]) {
+    let (streams, order) = lanes::streams(whole);
     let mut rng = fastrand::Rng::with_seed(7);
-    for _ in 0..600 {
+    for _ in 0..400 {
         let mut changed = streams.clone();
         for _ in 0..rng.usize(1..4) {
             let stream = &mut changed[rng.usize(..lanes::CHANNELS)];
@@ -196,6 +211,38 @@ fn from_destination() -> Vec<u8> {
     written.bytes()
 }
 
+/// What both sides of a check say: the source, and the destination. The padding is short.
+fn of_check() -> [Vec<u8>; 2] {
+    let written = |said: &[Control]| {
+        let (left, right) = UnixStream::pair().unwrap();
+        let (recorder, written) = Recorder::new(Stream::from(left));
+        let mut sender = Sender::new(Arc::new(recorder));
+        for control in said {
+            if matches!(control, Control::Round { .. }) {
+                sender.send(&Message::Padding { data: &[0; 100] }, Until::timeout(PATIENCE)).unwrap();
+            }
+            sender.send_now(&Message::Control(control.clone()), Until::timeout(PATIENCE)).unwrap();
+        }
+        drop(right);
+        written.bytes()
+    };
+    let (mut asked, mut answered) = (Vec::new(), Vec::new());
+    // Each knows one message more of the other each time.
+    for _ in 0..100 {
+        let before = (asked.len(), answered.len());
+        asked.clear();
+        check::ask(written(&answered), |said| asked.push(said.clone()));
+        answered.clear();
+        check::answer(written(&asked), |said| answered.push(said.clone()));
+        if (asked.len(), answered.len()) == before {
+            break;
+        }
+    }
+    assert!(asked.iter().any(|said| matches!(said, Control::Round { .. })), "{asked:?}");
+    assert_eq!(asked.len(), answered.len());
+    [written(&asked), written(&answered)]
+}
+
 /// The targets' devices and blobs in a file.
 fn file() -> Vec<u8> {
     let mut devices = devices::devices();
@@ -228,15 +275,22 @@ fn owner() -> Owner {
 /// keeps the streams, for the fuzzer to start from.
 #[test]
 fn real_streams_are_taken_to_their_end() {
-    let over_lanes = from_source_with_lanes();
+    let over_lanes = from_source_with_lanes(false);
+    let compressed = [from_source(true), from_source_with_lanes(true)];
+    let [asked, answered_to] = of_check();
     let streams = [
-        ("destination/real", from_source()),
+        ("destination/real", from_source(false)),
         ("source/real", from_destination()),
         ("archive/real", file()),
         ("archive/sections", sections()),
     ];
     if let Some(folder) = std::env::var_os("WHIMBREL_SEEDS") {
         fs::write(Path::new(&folder).join("lanes/real"), &over_lanes).unwrap();
+        fs::write(Path::new(&folder).join("check/asked"), &asked).unwrap();
+        fs::write(Path::new(&folder).join("check/answered"), &answered_to).unwrap();
+        for (name, stream) in ["destination/compressed", "lanes/compressed"].iter().zip(&compressed) {
+            fs::write(Path::new(&folder).join(name), stream).unwrap();
+        }
         for (name, stream) in &streams {
             fs::write(Path::new(&folder).join(name), stream).unwrap();
         }
@@ -255,11 +309,34 @@ fn real_streams_are_taken_to_their_end() {
         stream::assert_round_trips(part);
     }
     assert!(lanes::receive(parts, &order).is_ok_and(|taken| taken.confirmed && taken.rounds > 0));
+    let [sent_compressed, lanes_compressed] = compressed;
+    let has_compressed = |stream: &[u8], kind| {
+        let messages = stream::frames(stream);
+        messages.iter().any(|(found, _)| *found == kind)
+    };
+    for kind in [Kind::MemoryZstd, Kind::DeviceStateZstd] {
+        assert!(has_compressed(&sent_compressed, kind) && !has_compressed(&sent, kind), "{kind}");
+    }
+    assert!(sent_compressed.len() < sent.len());
+    stream::assert_round_trips(&sent_compressed);
+    assert!(destination::receive(sent_compressed).is_ok_and(|taken| taken.confirmed && taken.rounds > 0));
+    let (parts, order) = lanes::streams(&lanes_compressed);
+    assert!(lanes::receive(parts, &order).is_ok_and(|taken| taken.confirmed && taken.rounds > 0));
     for cut in (0..over_lanes.len()).step_by(61) {
         let (parts, order) = lanes::streams(&over_lanes[..cut]);
         assert!(lanes::receive(parts, &order).is_err(), "{cut}");
     }
     source::run(&answered);
+    let of_check = check::ask(answered_to.clone(), |_| {});
+    assert!(of_check.found.is_empty() && of_check.link.is_some(), "{of_check:?}");
+    assert_eq!(check::answer(asked.clone(), |_| {}), Some(End::Left));
+    for part in [&asked, &answered_to] {
+        assert_eq!(&stream::sealed(part), part, "sealing changes a valid stream");
+        stream::assert_round_trips(part);
+        for cut in 0..part.len() {
+            check::run(&part[..cut]);
+        }
+    }
     assert!(archive::restore(&saved));
     assert!(archive::restore(&sections) && archive::load(&sections));
     for cut in (0..sent.len()).step_by(37) {

@@ -34,18 +34,24 @@ pub(crate) fn sealed(stream: &[u8]) -> Vec<u8> {
     sealed
 }
 
-/// Checks that every payload that can be parsed has one byte form, which means the same.
-pub(crate) fn assert_round_trips(stream: &[u8]) {
+/// Returns the kind and the payload of each frame whose kind is known.
+pub(crate) fn frames(stream: &[u8]) -> Vec<(Kind, &[u8])> {
+    let mut frames = Vec::new();
     let mut rest = stream.get(PREAMBLE_BYTES..).unwrap_or_default();
     while let Some((header, behind)) = rest.split_first_chunk::<HEADER_BYTES>() {
         let length = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
         let (payload, behind) = behind.split_at(length.min(behind.len()));
         rest = behind;
         let kind = Kind::from_number(u16::from_le_bytes([header[0], header[1]]));
-        let Some((kind, message)) = kind.and_then(|kind| Some((kind, Message::parse(kind, payload).ok()?)))
-        else {
-            continue;
-        };
+        frames.extend(kind.map(|kind| (kind, payload)));
+    }
+    frames
+}
+
+/// Checks that every payload that can be parsed has one byte form, which means the same.
+pub(crate) fn assert_round_trips(stream: &[u8]) {
+    for (kind, payload) in frames(stream) {
+        let Ok(message) = Message::parse(kind, payload) else { continue };
         assert_eq!(message.kind(), kind);
         let (head, data) = message.payload();
         let written = [&head, data].concat();

@@ -98,6 +98,10 @@ impl Account {
                 self.check_region(*address, data.len() as u64)?;
                 self.memory.push((*address, data.len() as u64, Some(data.clone())));
             }
+            Said::Compressed(said) => {
+                self.check_feature("zstd")?;
+                self.take(said)?;
+            }
             Said::MemoryZero { address, length } => {
                 self.check_region(*address, *length)?;
                 self.memory.push((*address, *length, None));

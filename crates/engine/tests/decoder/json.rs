@@ -91,8 +91,9 @@ pub(super) fn accept(payload: &[u8]) -> Result<Value, String> {
 
 pub(super) fn join(payload: &[u8]) -> Result<Value, String> {
     let is_purpose: Is = |value| {
-        let is = |key| Keys::default().must(key, is_u32).check(value).is_ok();
-        is("lane") || is("resumption")
+        let is = |keys: Keys| keys.check(value).is_ok();
+        is(Keys::default().must("lane", is_u32).may("resumption", is_u32))
+            || is(Keys::default().must("resumption", is_u32))
     };
     let keys = Keys::default().must("migration", is_id).must("secret", is_secret).must("purpose", is_purpose);
     object(payload, keys)

@@ -49,6 +49,7 @@ pub(crate) fn merged(control: &[Said], lanes: &[Vec<Said>]) -> Result<Vec<Said>,
 /// Checks that a message may go over a lane.
 fn check(said: &Said, lane: u64, lanes: u64) -> Result<(), String> {
     let is_right = match said {
+        Said::Compressed(said) => return check(said, lane, lanes),
         Said::Memory { address, data } => has_memory(*address, data.len() as u64, lane, lanes),
         Said::MemoryZero { address, length } => has_memory(*address, *length, lane, lanes),
         Said::DeviceState { device, .. } | Said::Setup { device, .. } => u64::from(*device) % lanes == lane,

@@ -84,6 +84,8 @@ pub(crate) enum Said {
     },
     Stopping,
     Checked(Value),
+    /// What came compressed.
+    Compressed(Box<Said>),
     /// Of an unknown kind, to be skipped.
     Skipped(u16),
 }
@@ -96,6 +98,7 @@ impl Said {
             Said::DeviceState { device, data, .. } => {
                 format!("DeviceState of {} bytes of device {device}", data.len())
             }
+            Said::Compressed(said) => format!("compressed {}", said.name()),
             Said::Setup { device, .. } => format!("Setup of device {device}"),
             Said::Blob { name, data, .. } => format!("Blob '{name}' of {} bytes", data.len()),
             other => format!("{other:?}"),
@@ -154,6 +157,8 @@ pub(crate) fn maximum(kind: u16) -> Option<u32> {
         6 | 8 | 24 => 16,
         9..=12 | 15 | 22 => 8,
         13 => 65544,
+        26 => 524_303,
+        27 => 1_048_591,
         14 => 1_048_839,
         17 | 25 | 65 => 0,
         _ => return None,
@@ -236,6 +241,15 @@ fn parse(kind: u16, payload: &[u8]) -> Result<Said, String> {
             exactly(0)?;
             Said::Stopping
         }
+        26 => {
+            let data = decompressed(payload, 524_288)?;
+            Said::Compressed(Box::new(Said::Memory { address: u64_at(payload, 0), data }))
+        }
+        27 => {
+            let data = decompressed(payload, 1_048_576)?;
+            let (device, ends) = (u32_at(payload, 0), u32_at(payload, 4) & 1 == 1);
+            Said::Compressed(Box::new(Said::DeviceState { device, ends, data }))
+        }
         32 => Said::Checked(json::checked(payload)?),
         64 => Said::Join(json::join(payload)?),
         65 => {
@@ -244,6 +258,20 @@ fn parse(kind: u16, payload: &[u8]) -> Result<Said, String> {
         }
         unknown => Said::Skipped(unknown),
     })
+}
+
+/// Returns the data of a compressed frame. The library is the engine's, but its other interface.
+fn decompressed(payload: &[u8], most: u32) -> Result<Vec<u8>, String> {
+    let (head, rest) = payload.split_at_checked(16).ok_or("shorter than its fields")?;
+    let length = u32_at(head, 8);
+    if rest.is_empty() || rest.len() >= length as usize || length > most {
+        return Err(format!("{} compressed bytes of {length}", rest.len()));
+    }
+    let mut data = vec![0; length as usize];
+    match zstd_safe::decompress(&mut data[..], rest) {
+        Ok(count) if count == data.len() => Ok(data),
+        other => Err(format!("{length} bytes were compressed: {other:?}")),
+    }
 }
 
 fn blob(payload: &[u8]) -> Result<Said, String> {

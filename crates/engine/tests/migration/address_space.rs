@@ -1,6 +1,7 @@
 //! A device without a log of its own, whose writes the log of its address space has, and memory that is unmapped from
 //! that address space meanwhile.
 
+use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_device::Worker;
 use whimbrel_engine::set::DirtyChoice;
-use whimbrel_engine::{CpuLog, GuestError};
+use whimbrel_engine::{CpuLog, Guest, GuestError};
 use whimbrel_protocol::dirty::{DirtyReport, PageBitmap};
 use whimbrel_user::{DirtySource, DmaMap, Local};
 
@@ -47,6 +48,32 @@ fn without_such_a_log_all_memory_is_sent_again() {
     let report = ended.sent.unwrap();
     assert_eq!(report.devices[0].dirty_log, Some(DirtyChoice::AllDirty));
     assert_eq!(report.memory_bytes, 8 * MIB as u64);
+}
+
+/// A program that could be slowed down, and how often it was asked.
+struct Fast(Arc<Mutex<u32>>);
+
+impl Guest for Fast {
+    fn slow_down(&mut self, _: u32) -> Result<bool, GuestError> {
+        *self.0.lock() += 1;
+        Ok(true)
+    }
+}
+
+#[test]
+fn a_program_is_not_slowed_down_for_memory_that_no_log_covers() {
+    let mut rig = rig();
+    rig.memory.as_ref().unwrap().0.write_slice(&vec![7; 4 * MIB], GuestAddress(0)).unwrap();
+    // No round fits: each leaves all memory, which takes half a second.
+    let bandwidth = NonZeroU64::new(8 * MIB as u64).unwrap();
+    rig.options = rig.options.downtime_limit(Duration::from_millis(250)).max_rounds(4).bandwidth(bandwidth);
+    let asked = Arc::new(Mutex::new(0));
+    let guest = Fast(asked.clone());
+    let (left, right) = UnixStream::pair().unwrap();
+    let mut ended = rig.migrate_with(left.into(), right.into(), |source| source.guest(guest));
+    ended.assert_sane("it does not converge");
+    assert!(ended.sent.is_err_and(|error| error.report.rounds == 4));
+    assert_eq!(*asked.lock(), 0);
 }
 
 /// The memory that is unmapped, and the pages of it that the device writes before.

@@ -14,7 +14,7 @@ use crate::phases;
 use crate::support::engine::{Cancel, Error, Outcome};
 use crate::support::peer::{Peer, accept, hello, table};
 use crate::support::wire::kind;
-use crate::support::{At, Rig, Shape, Side, on_phase};
+use crate::support::{At, Rig, Shape, Side, on_phase, try_all};
 
 /// Long before anything times out.
 const SOON: Duration = Duration::from_secs(10);
@@ -301,7 +301,7 @@ fn soon(cancel: &Cancel) {
 #[test]
 fn a_source_that_waits_for_a_peer_is_cancelled_at_once() {
     // Nothing is said; nothing is read; nothing is answered after so many answers.
-    for answers in 0..3 {
+    try_all(0..3, |answers| {
         let shape = Shape { initial: 64 << 20, ..Shape::default() };
         let mut rig = Rig::new(&shape);
         let (mut peer, link) = Peer::new();
@@ -323,12 +323,12 @@ fn a_source_that_waits_for_a_peer_is_cancelled_at_once() {
         assert!(matches!(error.cause, Error::Cancelled { .. }), "{answers}: {error}");
         rig.assert_source_runs("cancelled while it waited");
         drop(peer.join().unwrap());
-    }
+    });
 }
 
 #[test]
 fn a_destination_that_waits_for_a_peer_is_cancelled_at_once() {
-    for messages in 0..3 {
+    try_all(0..3, |messages| {
         let mut rig = Rig::new(&Shape::default()).with_memory(&[(0, 0x4000)]);
         let (mut peer, link) = Peer::new();
         let peer = thread::spawn(move || {
@@ -345,5 +345,5 @@ fn a_destination_that_waits_for_a_peer_is_cancelled_at_once() {
         rig.assert_destination_is_fresh("cancelled while it waited");
         let (reason, _peer) = peer.join().unwrap();
         assert_eq!(reason.unwrap(), br#"{"reason":"cancelled: enough"}"#, "{messages}");
-    }
+    });
 }

@@ -6,7 +6,7 @@ use whimbrel_device::wrap::migration_region::{Layout, Version};
 
 use crate::support::engine::{Outcome, SendError};
 use crate::support::wire::{boundaries, frames, kind};
-use crate::support::{Cut, Ended, Rig, Shape, proxy};
+use crate::support::{Cut, Ended, Rig, Shape, proxy, try_all};
 
 /// The smallest migration that has everything in it: memory, zero pages, pre-copy, both sorts of state.
 fn migrate(cut: Cut, timeout: Duration) -> (Ended, Vec<u8>, Vec<u8>) {
@@ -49,7 +49,7 @@ const PATIENT: Duration = Duration::from_mins(1);
 #[test]
 fn a_link_cut_after_any_byte_from_the_source_leaves_one_owner() {
     let (_, whole, _) = migrate(Cut::Never, PATIENT);
-    for count in 0..=whole.len() {
+    try_all(0..=whole.len(), |count| {
         let what = format!("cut after {count} of {} bytes from the source", whole.len());
         let (mut ended, passed, _) = migrate(Cut::FromSource(count), PATIENT);
         ended.assert_sane(&what);
@@ -61,13 +61,13 @@ fn a_link_cut_after_any_byte_from_the_source_leaves_one_owner() {
         if !passed.contains(&kind::HANDOVER) {
             assert!(ended.received.is_err(), "{what}: it ran without the whole handover");
         }
-    }
+    });
 }
 
 #[test]
 fn a_link_cut_after_any_byte_from_the_destination_leaves_one_owner() {
     let (_, _, whole) = migrate(Cut::Never, PATIENT);
-    for count in 0..=whole.len() {
+    try_all(0..=whole.len(), |count| {
         let what = format!("cut after {count} of {} bytes from the destination", whole.len());
         let (mut ended, _, passed) = migrate(Cut::FromDestination(count), PATIENT);
         ended.assert_sane(&what);
@@ -81,7 +81,7 @@ fn a_link_cut_after_any_byte_from_the_destination_leaves_one_owner() {
         } else {
             assert!(ended.sent.is_err() && !is_unknown(&ended), "{what}");
         }
-    }
+    });
 }
 
 #[test]
@@ -91,10 +91,10 @@ fn a_link_cut_after_any_byte_between_devices_with_a_v1_region_leaves_one_owner()
     let (_, from_source, from_destination) = migrate_as(&shape, Cut::Never, PATIENT);
     let from_source = (0..from_source.len()).map(Cut::FromSource);
     let from_destination = (0..from_destination.len()).map(Cut::FromDestination);
-    for cut in from_source.chain(from_destination) {
+    try_all(from_source.chain(from_destination), |cut| {
         let (mut ended, ..) = migrate_as(&shape, cut, PATIENT);
         ended.assert_sane(&format!("{cut:?}"));
-    }
+    });
 }
 
 #[test]
@@ -102,12 +102,12 @@ fn a_link_that_falls_silent_after_any_of_many_bytes_ends_with_one_owner() {
     let (_, from_source, from_destination) = migrate(Cut::Never, PATIENT);
     let from_source = (0..from_source.len()).step_by(97).map(Cut::SilentFromSource);
     let from_destination = (0..from_destination.len() - 100).step_by(31).map(Cut::SilentFromDestination);
-    for cut in from_source.chain(from_destination) {
+    try_all(from_source.chain(from_destination), |cut| {
         let (mut ended, ..) = migrate(cut, Duration::from_millis(150));
         ended.assert_sane(&format!("{cut:?}"));
         let error = ended.sent.expect_err("the link is silent").to_string();
         assert!(error.contains("the destination"), "{cut:?}: {error}");
-    }
+    });
 }
 
 #[test]

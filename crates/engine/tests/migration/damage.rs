@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::engine::Error;
 use crate::support::wire::{boundaries, crc32c, frames, kind};
-use crate::support::{Cut, Rig, Shape, proxy};
+use crate::support::{Cut, Rig, Shape, proxy, try_all};
 
 fn shape() -> Shape {
     Shape { size: 3, initial: 2, ..Shape::default() }
@@ -74,20 +74,20 @@ fn receive(stream: &[u8]) -> Result<(), Error> {
 fn every_single_bit_flip_is_refused() {
     let stream = recorded();
     receive(&stream).expect("the whole stream");
-    for bit in 0..stream.len() * 8 {
+    try_all(0..stream.len() * 8, |bit| {
         let mut flipped = stream.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         let error = receive(&flipped).expect_err(&format!("bit {bit} of {}", stream.len() * 8));
         assert!(matches!(error, Error::Malformed(_) | Error::Lost { .. }), "bit {bit}: {error}");
-    }
+    });
 }
 
 #[test]
 fn a_stream_that_ends_at_any_byte_before_its_last_is_refused() {
     let stream = recorded();
-    for length in 0..stream.len() {
+    try_all(0..stream.len(), |length| {
         assert!(receive(&stream[..length]).is_err(), "{length} of {} bytes", stream.len());
-    }
+    });
 }
 
 #[test]

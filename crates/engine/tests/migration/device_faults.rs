@@ -62,6 +62,9 @@ fn a_device_that_an_arc_breaks_is_reset_and_the_outcome_names_it() {
             "{what}: {error}"
         );
         assert!(error.to_string().contains("here had to be reset and lost its state"), "{what}: {error}");
+        let resets: Vec<_> = error.report.transitions.iter().filter(|it| it.by_reset).collect();
+        assert!(matches!(&resets[..], [reset] if reset.to == "RUNNING"), "{what}: {resets:?}");
+        assert!(error.report.transitions.last().is_some_and(|last| last.by_reset), "{what}: nothing follows");
         assert_eq!(ended.rig.here.state(), Running);
         assert!(ended.rig.here.control().is_fresh(), "{what}");
         assert!(!ended.rig.here.control().is_logging(), "{what}");

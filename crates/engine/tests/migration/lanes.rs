@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tracing::dispatcher::with_default;
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_engine::channel::{
     Address, Channel, Connect, Connector, ConnectorError, Joins, Listener, Receiver, Sender, Stream, Tls,
@@ -24,7 +25,7 @@ use crate::decoder::{account, decode, merged};
 use crate::live::assert_same_memory;
 use crate::support::certificates::trusting;
 use crate::support::engine::{Error, Feature, Outcome};
-use crate::support::{At, Ended, Recorder, Rig, Shape, Written};
+use crate::support::{At, Ended, Recorder, Rig, Shape, Written, on_phase};
 
 /// Two regions, neither of a round size, one of which begins in the middle of a stripe.
 const REGIONS: [(u64, usize); 2] =
@@ -262,7 +263,8 @@ impl Connect for Breaks {
 fn wherever_a_lane_is_cut_the_devices_run_on_at_the_source() {
     for cut in [0, 200, 1000, 100_000, 1 << 20, 3 << 20] {
         let mut rig = rig();
-        rig.options = rig.options.channels(3);
+        // One that breaks as it joins is tried again for that long.
+        rig.options = rig.options.channels(3).timeout(Duration::from_secs(2));
         let listener = listener();
         let address = listener.address().clone();
         let connector = Breaks {
@@ -335,7 +337,8 @@ fn a_connection_that_cannot_be_opened_ends_the_migration_before_a_device_is_touc
     ];
     for (why, connector) in cases {
         let mut rig = rig();
-        if why == "no data" {
+        if ["no data", "closed the connection"].contains(&why) {
+            // It is tried again for that long.
             rig.options = rig.options.timeout(Duration::from_millis(300));
         }
         let mut ended = migrate(rig, 2, |_| connector);
@@ -344,6 +347,57 @@ fn a_connection_that_cannot_be_opened_ends_the_migration_before_a_device_is_touc
         assert!(matches!(ended.sent.as_ref().unwrap_err().outcome, Outcome::RunsOn | Outcome::Untouched));
         assert_untouched(&ended);
     }
+}
+
+/// Gives the source connections that are refused for now, and then others.
+struct RefusedAtFirst {
+    left: usize,
+    connector: Box<dyn Connect>,
+}
+
+impl Connect for RefusedAtFirst {
+    fn connect(&mut self, until: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
+        let Some(left) = self.left.checked_sub(1) else { return self.connector.connect(until) };
+        self.left = left;
+        match left % 3 {
+            0 => Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+            1 => Answered(drop).connect(until),
+            _ => {
+                let reason = "busy: too many connections without a complete greeting".to_string();
+                let (left, right) = UnixStream::pair()?;
+                thread::spawn(move || say(Stream::from(right), Control::Failed(Reason { reason })));
+                Ok(Arc::new(Stream::from(left)))
+            }
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_is_refused_for_now_is_tried_again() {
+    let ended =
+        migrate(rig(), 3, |connector| Box::new(RefusedAtFirst { left: 3, connector }) as Box<dyn Connect>);
+    assert_migrated(ended, 3);
+}
+
+#[test]
+fn a_migration_is_cancelled_at_once_while_connections_are_refused_for_now() {
+    let rig = rig();
+    let cancel = rig.here.cancel.clone();
+    let phases = on_phase(move |name| {
+        if name == "Lanes" {
+            cancel.cancel("an operator");
+        }
+    });
+    let began = std::time::Instant::now();
+    let mut ended = with_default(&phases, || {
+        migrate(rig, 2, |connector| {
+            Box::new(RefusedAtFirst { left: usize::MAX, connector }) as Box<dyn Connect>
+        })
+    });
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let (sent, _) = ended.refused("cancelled");
+    assert!(sent.starts_with("cancelled: an operator"), "{sent}");
+    assert_untouched(&ended);
 }
 
 #[test]
@@ -358,7 +412,7 @@ fn a_stranger_who_guesses_does_not_join_and_does_not_disturb() {
     rig.here.observer = Some(Box::new(move |progress: &Progress| {
         if matches!(progress.phase, Phase::Round(_)) && std::mem::take(&mut is_first) {
             let channel = Arc::new(connect(&its_address, until()).unwrap());
-            let join = Join::new(7, Secret::new([0; 32]), Purpose::Lane(1));
+            let join = Join::new(7, Secret::new([0; 32]), Purpose::lane(1));
             Sender::new(channel.clone()).send_now(&Control::Join(join).into(), until()).unwrap();
             asked.send(channel).unwrap();
         }

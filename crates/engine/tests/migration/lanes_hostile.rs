@@ -33,7 +33,7 @@ impl Lanes {
     /// Opens a further connection, and returns it with the kind of the answer.
     fn join(&self, lane: u32) -> (Peer, Option<u16>) {
         let mut peer = self.peer();
-        peer.say(&Message::Control(Control::Join(Join::new(ID, self.secret, Purpose::Lane(lane)))));
+        peer.say(&Message::Control(Control::Join(Join::new(ID, self.secret, Purpose::lane(lane)))));
         let answer = peer.hear().map(|(kind, _)| kind);
         (peer, answer)
     }
@@ -275,7 +275,7 @@ fn no_connection_but_those_expected_joins() {
             assert_eq!(lanes.join(lane).1, Some(kind::FAILED), "{lane}");
         }
         let mut stranger = lanes.peer();
-        let join = Join::new(ID, Secret::new([1; 32]), Purpose::Lane(1));
+        let join = Join::new(ID, Secret::new([1; 32]), Purpose::lane(1));
         stranger.say(&control(Control::Join(join)));
         assert_eq!(stranger.hear().unwrap().0, kind::FAILED);
         let mut other = lanes.peer();

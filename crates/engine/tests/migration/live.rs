@@ -22,12 +22,29 @@ pub(crate) const REGIONS: [(u64, usize); 2] = [(0, 6 * MIB + 0x3000), (1 << 40, 
 /// A CPU that writes memory until it is paused.
 #[derive(Clone)]
 pub(crate) struct Cpu {
-    pub(crate) running: Arc<Mutex<bool>>,
-    pub(crate) program: Program,
+    running: Arc<Mutex<bool>>,
+    program: Program,
 }
 
 impl Cpu {
-    pub(crate) fn work(&self, memory: &Memory, done: &AtomicBool, written: &Mutex<u64>) {
+    pub(crate) fn new(program: &Program) -> Cpu {
+        Cpu { running: Arc::new(Mutex::new(true)), program: program.clone() }
+    }
+
+    /// Writes to the memory while `migrate` is under way, and returns what that returned, with the number of writes.
+    pub(crate) fn works_during<T>(&self, memory: &Memory, migrate: impl FnOnce() -> T) -> (T, u64) {
+        let (done, written) = (AtomicBool::new(false), Mutex::new(0));
+        let ended = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| self.work(memory, &done, &written));
+            let ended = migrate();
+            done.store(true, Ordering::Release);
+            writer.join().unwrap();
+            ended
+        });
+        (ended, written.into_inner())
+    }
+
+    fn work(&self, memory: &Memory, done: &AtomicBool, written: &Mutex<u64>) {
         let mut value = 7u64;
         while !done.load(Ordering::Acquire) {
             for _ in 0..8 {
@@ -107,20 +124,14 @@ fn a_busy_device_moves_over(left: Stream, right: Stream) {
     rig.memory.as_ref().unwrap().1.write_slice(&stale, GuestAddress(4 << 20)).unwrap();
 
     let worker = Worker::start(rig.here.file()).unwrap();
-    let cpu = Cpu { running: Arc::new(Mutex::new(true)), program: rig.here.program.clone() };
-    let (done, written) = (AtomicBool::new(false), Mutex::new(0));
+    let cpu = Cpu::new(&rig.here.program);
     let here_memory = rig.memory.as_ref().unwrap().0.clone();
-    let ended = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| cpu.work(&here_memory, &done, &written));
-        let ended = rig.migrate_with(left, right, |source| source.guest(cpu.clone()));
-        done.store(true, Ordering::Release);
-        writer.join().unwrap();
-        ended
-    });
+    let (ended, written) =
+        cpu.works_during(&here_memory, || rig.migrate_with(left, right, |source| source.guest(cpu.clone())));
     drop(worker);
     let (report, received, mut rig) = (ended.sent.unwrap(), ended.received.unwrap(), ended.rig);
 
-    assert!(rig.here.control().written() > 0 && *written.lock() > 0, "both have written meanwhile");
+    assert!(rig.here.control().written() > 0 && written > 0, "both have written meanwhile");
     assert_same_memory(rig.memory.as_ref().unwrap());
     rig.assert_source_stands("after the migration");
     rig.assert_destination_has_it("after the migration");

@@ -22,7 +22,7 @@ fn source() -> Source {
 }
 
 pub(crate) fn source_of(memory: u64, options: SourceOptions) -> Source {
-    let offer = Offer::new(ID, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
+    let offer = Offer::new(ID, &BTreeSet::from(Feature::ALL), &BTreeSet::new()).with_compression(false);
     Source::new(Plan { offer, table: table(memory), options }, Duration::ZERO)
 }
 

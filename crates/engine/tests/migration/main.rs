@@ -6,7 +6,11 @@
 
 mod address_space;
 mod cancel;
+#[path = "../certificates/mod.rs"]
+#[allow(dead_code, reason = "the tests of TLS itself use more of it")]
+mod certificates;
 mod checks;
+mod compression;
 mod cuts;
 mod damage;
 #[path = "../decoder/mod.rs"]
@@ -23,10 +27,12 @@ mod hostile_source;
 mod kinds;
 mod lanes;
 mod lanes_hostile;
+mod lanes_lost;
 mod later;
 mod layout;
 mod live;
 mod machines;
+mod machines_resume;
 mod owner;
 #[path = "../phases/mod.rs"]
 #[allow(dead_code, reason = "the simulation uses more of it")]

@@ -13,6 +13,8 @@ use crate::support::engine::{Error, Outcome, SourceOptions};
 /// Bytes in a second.
 const LINK: u64 = 100 * MIB;
 const SECOND: Duration = Duration::from_secs(1);
+/// All memory, because its writes are not logged.
+const UNLOGGED: u64 = u64::MAX;
 
 /// How a migration went up to its stop, or its end.
 #[derive(Debug, Default)]
@@ -72,7 +74,9 @@ fn play_owner(
             Operation::CollectMemoryLogs { .. } => {
                 round += 1;
                 left = dirty(round, slowed);
-                Done::Dirty { bytes: left, most: Some(range(left)) }
+                let is_logged = left != UNLOGGED;
+                left = left.min(1000 * MIB);
+                Done::Dirty { bytes: left, most: is_logged.then(|| range(left)), is_logged }
             }
             Operation::Slow(step) => {
                 played.slowing.push(step);
@@ -206,6 +210,16 @@ fn an_owner_is_not_slowed_down_for_state_of_a_device_that_is_too_much_without_an
 }
 
 #[test]
+fn an_owner_is_not_slowed_down_for_memory_whose_writes_are_not_logged() {
+    let played = play(options().downtime_max(30 * SECOND), 9, |_, _| UNLOGGED);
+    assert_eq!((&played.slowing[..], &played.limits[..]), (&[][..], &[500, 7875, 15250][..]), "{played:?}");
+    assert!(played.stops.is_some());
+    let played = play(options().max_rounds(3), 9, |_, _| UNLOGGED);
+    assert_eq!((&played.slowing[..], played.limits.len()), (&[][..], 3), "{played:?}");
+    assert!(matches!(played.error, Some(Error::NotConverging { rounds: 3, .. })), "{played:?}");
+}
+
+#[test]
 fn a_downtime_within_the_maximum_is_taken_before_the_total_timeout_cancels() {
     // After the second round, at 11 s, 0.67 s are expected, and so is the next round.
     let better = |round: u32, _| 2 * LINK / u64::from(round + 1);
@@ -234,6 +248,15 @@ fn a_migration_that_may_switch_stops_with_time_enough() {
         let played = play(options.on_timeout(OnTimeout::Switch), 0, endless);
         assert_eq!(played.limits.len(), 3, "{played:?}");
         assert_eq!(played.stops, Some(1000 * SECOND), "as long as for any answer");
+    }
+}
+
+#[test]
+fn a_budget_that_is_set_holds_for_a_migration_that_may_switch() {
+    let options = options().max_rounds(3).on_timeout(OnTimeout::Switch);
+    for budget in [SECOND / 2, 3 * SECOND, 2000 * SECOND] {
+        let played = play(options.budget(budget), 0, endless);
+        assert_eq!((played.limits.len(), played.stops), (3, Some(budget)), "{played:?}");
     }
 }
 

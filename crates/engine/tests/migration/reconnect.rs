@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -21,89 +19,10 @@ use whimbrel_user::MigrationFlags;
 use crate::live::{Cpu, REGIONS, assert_same_memory};
 use crate::support::certificates::trusting;
 use crate::support::engine::{Error, Outcome, SendError};
+use crate::support::links::{Links, Net, Passed, WITHIN, passed, resuming};
 use crate::support::peer::{ID, Peer, table};
 use crate::support::wire::{boundaries, frames, kind};
-use crate::support::{Cut, Ended, Recording, Rig, Shape, Throttle, proxy_to};
-
-const WITHIN: Duration = Duration::from_secs(20);
-
-/// Links to a listener, each of which ends where it is told to; those after the last cut do not end.
-struct Links {
-    path: PathBuf,
-    cuts: VecDeque<Cut>,
-    throttle: Throttle,
-    tls: Option<Tls>,
-    /// Called before each link but the first.
-    between: Box<dyn FnMut() -> Result<(), ConnectorError> + Send>,
-    made: Arc<Mutex<Vec<Recording>>>,
-}
-
-impl Connect for Links {
-    fn connect(&mut self, until: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
-        if !self.made.lock().is_empty() {
-            (self.between)()?;
-        }
-        let far = UnixStream::connect(&self.path)?;
-        let cut = self.cuts.pop_front().unwrap_or(Cut::Never);
-        let (near, recording) = proxy_to(far, cut, Duration::ZERO, &self.throttle);
-        self.made.lock().push(recording);
-        Ok(match &self.tls {
-            None => Arc::new(near),
-            Some(tls) => Arc::new(tls.connect(near, &"127.0.0.1:1".parse()?, until)?),
-        })
-    }
-}
-
-/// The kinds of the frames that passed over a link: from the source, and from the destination.
-type Passed = (Vec<u16>, Vec<u16>);
-
-/// A listener, and links to it.
-struct Net {
-    folder: tempfile::TempDir,
-    listener: Listener,
-    links: Links,
-}
-
-impl Net {
-    fn new(cuts: &[Cut]) -> Net {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("door");
-        let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
-        let links = Links {
-            path,
-            cuts: cuts.iter().copied().collect(),
-            throttle: Throttle::open(),
-            tls: None,
-            between: Box::new(|| Ok(())),
-            made: Arc::default(),
-        };
-        Net { folder, listener, links }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("door")
-    }
-
-    /// Migrates, and returns the kinds of all frames that passed, link by link: from the source, and from the destination.
-    fn migrate(mut self, rig: Rig) -> (Ended, Vec<Passed>) {
-        let made = self.links.made.clone();
-        let ended = rig.migrate_over_links(&mut self.listener, self.links, |source| source);
-        (ended, passed(&made))
-    }
-}
-
-fn passed(made: &Mutex<Vec<Recording>>) -> Vec<Passed> {
-    let kinds = |stream: &[u8]| frames(stream).into_iter().map(|(kind, _)| kind).collect();
-    let ends = std::mem::take(&mut *made.lock()).into_iter().map(Recording::end);
-    ends.map(|(source, destination)| (kinds(&source), kinds(&destination))).collect()
-}
-
-/// Both sides replace a lost link.
-fn resuming(mut rig: Rig, within: Duration) -> Rig {
-    rig.options = rig.options.reconnect(within);
-    rig.there_options = rig.there_options.reconnect(within);
-    rig
-}
+use crate::support::{Cut, Ended, Rig, Shape, try_all};
 
 /// The smallest migration that has everything in it, or some state more.
 fn small(shape: &Shape) -> Rig {
@@ -154,18 +73,13 @@ fn cut_after_many_bytes(shape: &Shape, step: usize) {
     // A link that is cut as ACCEPT has passed brings no TABLE.
     let from_destination = end_of(&destination, kind::ACCEPT) + 1..destination.len();
     let cuts = from_source.chain(from_destination.step_by(step).map(Cut::FromDestination));
-    let (cuts, outlived) = (Mutex::new(cuts), Mutex::new(0));
-    std::thread::scope(|scope| {
-        // Where the source has stopped without a word of that, a destination waits for it in vain.
-        for _ in 0..16 {
-            scope.spawn(|| {
-                while let Some(cut) = { cuts.lock().next() } {
-                    let (mut ended, links) = Net::new(&[cut]).migrate(small(shape));
-                    assert_outlived(&mut ended, &links, &format!("{cut:?}"));
-                    *outlived.lock() += u32::from(links.len() > 1);
-                }
-            });
-        }
+    let outlived = Mutex::new(0);
+    try_all(cuts, |cut| {
+        let mut rig = small(shape);
+        rig.ends_together = true;
+        let (mut ended, links) = Net::new(&[cut]).migrate(rig);
+        assert_outlived(&mut ended, &links, &format!("{cut:?}"));
+        *outlived.lock() += u32::from(links.len() > 1);
     });
     let outlived = outlived.into_inner();
     assert!(outlived > 20, "{outlived} links were replaced");
@@ -207,8 +121,7 @@ fn a_device_at_work_with_much_state_moves_over_links_that_are_cut_twice_in_a_row
     vm_memory::Bytes::write_slice(&rig.memory.as_ref().unwrap().0, &half, vm_memory::GuestAddress(0))
         .unwrap();
     let worker = Worker::start(rig.here.file()).unwrap();
-    let cpu = Cpu { running: Arc::new(Mutex::new(true)), program: rig.here.program.clone() };
-    let (done, written) = (AtomicBool::new(false), Mutex::new(0));
+    let cpu = Cpu::new(&rig.here.program);
     let memory = rig.memory.as_ref().unwrap().0.clone();
     // In the first round, as JOIN is sent, as RESUMED is, in what is sent again, and a silent one.
     let cuts = [
@@ -220,13 +133,8 @@ fn a_device_at_work_with_much_state_moves_over_links_that_are_cut_twice_in_a_row
     ];
     let mut net = Net::new(&cuts);
     let made = net.links.made.clone();
-    let ended = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| cpu.work(&memory, &done, &written));
-        let its = cpu.clone();
-        let ended = rig.migrate_over_links(&mut net.listener, net.links, |source| source.guest(its));
-        done.store(true, Ordering::Release);
-        writer.join().unwrap();
-        ended
+    let (ended, written) = cpu.works_during(&memory, || {
+        rig.migrate_over_links(&mut net.listener, net.links, |source| source.guest(cpu.clone()))
     });
     drop(worker);
     let links = passed(&made);
@@ -234,7 +142,7 @@ fn a_device_at_work_with_much_state_moves_over_links_that_are_cut_twice_in_a_row
     assert_eq!(links.len(), 6, "{report:?}");
     assert_eq!(report.reconnections, 3, "of those that RESUMED came back on");
     assert!(received.reconnections >= 3);
-    assert!(*written.lock() > 0);
+    assert!(written > 0);
     assert_same_memory(rig.memory.as_ref().unwrap());
     rig.assert_source_stands("after the migration");
     rig.assert_destination_has_it("after the migration");
@@ -366,7 +274,7 @@ fn a_total_timeout_while_the_link_is_lost_tells_of_the_loss() {
     net.links.between = Box::new(|| Err("no route".into()));
     let mut rig = small(&Shape { initial: 3000, ..Shape::default() });
     rig.options = rig.options.total_timeout(Duration::from_secs(3));
-    rig.there_options = rig.there_options.reconnect(Duration::from_secs(8));
+    rig.ends_together = true;
     let (mut ended, _) = net.migrate(rig);
     let (sent, _) = ended.refused("out of time");
     assert!(sent.contains("not done within 3 s"), "{sent}");
@@ -410,7 +318,7 @@ fn a_destination_that_is_another_one_by_now_ends_the_migration_at_once() {
     let waiting = std::thread::spawn(move || other.accept(Until::timeout(Duration::from_secs(3))).map(drop));
     let mut links = net.links;
     let made = links.made.clone();
-    let (first, second) = (links.path.clone(), path);
+    let (first, second) = (links.address.clone(), Address::Unix(path));
     links.between = Box::new(|| Ok(()));
     let mut there = net.listener;
     let mut rig = small(&Shape { initial: 3000, ..Shape::default() });
@@ -431,13 +339,13 @@ fn a_destination_that_is_another_one_by_now_ends_the_migration_at_once() {
 /// Links of which all but the first lead elsewhere.
 struct Elsewhere {
     links: Links,
-    first: Option<PathBuf>,
-    second: PathBuf,
+    first: Option<Address>,
+    second: Address,
 }
 
 impl Connect for Elsewhere {
     fn connect(&mut self, until: Until<'_>) -> Result<Arc<dyn Channel>, ConnectorError> {
-        self.links.path = self.first.take().unwrap_or_else(|| self.second.clone());
+        self.links.address = self.first.take().unwrap_or_else(|| self.second.clone());
         self.links.connect(until)
     }
 }
@@ -517,4 +425,26 @@ fn a_destination_that_claims_to_have_what_was_not_sent_ends_the_migration() {
         assert!(matches!(error.cause, Error::Protocol(_)), "{what}: {error}");
         assert!(matches!(error.outcome, Outcome::RunsOn), "{what}: {error}");
     }
+}
+
+#[test]
+fn compressed_data_is_sent_again_after_links_that_were_lost() {
+    let shape = Shape { initial: 3 << 20, ..Shape::default() };
+    let mut rig = resuming(Rig::new(&shape).with_memory(&REGIONS), WITHIN);
+    rig.options = rig.options.compression(true);
+    let mut data: Vec<u8> = (0..2 << 20).map(|index: usize| (index % 251) as u8 + 1).collect();
+    // What does not become smaller, so that the links have something to carry.
+    fastrand::Rng::with_seed(7).fill(&mut data[1 << 20..]);
+    vm_memory::Bytes::write_slice(&rig.memory.as_ref().unwrap().0, &data, vm_memory::GuestAddress(0))
+        .unwrap();
+    let cuts = [Cut::FromSource(400_000), Cut::FromSource(200_000)];
+    let (mut ended, links) = Net::new(&cuts).migrate(rig);
+    ended.assert_sane("compressed");
+    let (report, received) = (ended.sent.unwrap(), ended.received.unwrap());
+    assert!(report.compression && report.reconnections == 2, "{report:?}");
+    assert_eq!(report.device_bytes, received.device_bytes);
+    assert!(links.iter().any(|(source, _)| source.contains(&kind::MEMORY_ZSTD)), "{links:?}");
+    assert!(links.iter().any(|(source, _)| source.contains(&kind::DEVICE_STATE_ZSTD)), "{links:?}");
+    assert_same_memory(ended.rig.memory.as_ref().unwrap());
+    ended.rig.assert_destination_has_it("after the migration");
 }

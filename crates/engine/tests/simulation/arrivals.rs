@@ -2,6 +2,7 @@
 
 use whimbrel_engine::Error;
 use whimbrel_engine::proto::control::Control;
+use whimbrel_engine::proto::frame::Kind;
 use whimbrel_engine::proto::operation::{Event, Place};
 
 use super::coverage::Side;
@@ -33,17 +34,29 @@ impl World {
         let page_bytes = self.plan.page_bytes;
         let now = self.now;
         let host = self.host(side);
-        if host.is_told_lost || !host.is_active() {
+        // Lanes are read until the connections are ended, whatever has become of the first one.
+        if (host.is_told_lost && lane == 0) || !host.is_active() {
             return;
         }
-        if let Frame::Join { join, .. } = &frame {
-            let join = join.clone();
-            return self.joins(lane, &join);
-        }
         if matches!(frame, Frame::Fin) && lane > 0 {
-            return self.lane_lost(lane);
+            let connection = host.connection;
+            return self.lane_lost(connection, lane);
         }
         host.last_arrival = now;
+        let frame = match frame {
+            Frame::Compressed(frame) => {
+                let kind = if matches!(*frame, Frame::State { .. }) {
+                    Kind::DeviceStateZstd
+                } else {
+                    Kind::MemoryZstd
+                };
+                if let Err(misplaced) = host.intake.compressed(kind) {
+                    return self.lost(side, Error::Protocol(misplaced.to_string()));
+                }
+                *frame
+            }
+            other => other,
+        };
         let mut released = Vec::new();
         let checked = match &frame {
             _ if side == Side::Source => Ok(()),
@@ -63,7 +76,7 @@ impl World {
             Frame::Setup { device, .. } => host.intake.setup(lane, *device as u32),
             Frame::Blob { .. } => host.intake.blob(lane, "cpu", 1, true, 4),
             Frame::Padding => host.intake.padding(lane),
-            Frame::Join { .. } | Frame::Fin => Ok(()),
+            Frame::Compressed(_) | Frame::Join { .. } | Frame::Fin => Ok(()),
         };
         if let Err(misplaced) = checked {
             return self.lost(side, Error::Protocol(misplaced.to_string()));
@@ -98,7 +111,7 @@ impl World {
                 self.begin(side, place);
             }
             Frame::Blob { value } => host.blob = Some(value),
-            Frame::Padding | Frame::Join { .. } => {}
+            Frame::Padding | Frame::Compressed(_) | Frame::Join { .. } => {}
             Frame::Fin => self.lost(side, Error::Lost { side: "peer" }),
         }
     }

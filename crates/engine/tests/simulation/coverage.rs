@@ -96,14 +96,29 @@ pub(crate) struct Coverage {
     pub(crate) runs: u32,
     /// Migrations over several connections that succeeded, whose lanes were cut, and that met a connection that must not join.
     pub(crate) with_lanes: u32,
+    /// Of those that succeeded over several connections, those in which all of them were replaced.
+    pub(crate) lanes_again: u32,
     pub(crate) cut_lanes: u32,
     pub(crate) strangers: u32,
+    /// Checks that the destination has answered.
+    pub(crate) checks: u32,
+    pub(crate) compressed: u32,
 }
 
 impl Default for Coverage {
     fn default() -> Coverage {
         let counts = [[[0; Blow::ALL.len()]; ROWS]; 2];
-        Coverage { counts, successes: 0, runs: 0, with_lanes: 0, cut_lanes: 0, strangers: 0 }
+        Coverage {
+            counts,
+            successes: 0,
+            runs: 0,
+            with_lanes: 0,
+            lanes_again: 0,
+            cut_lanes: 0,
+            strangers: 0,
+            checks: 0,
+            compressed: 0,
+        }
     }
 }
 
@@ -128,8 +143,11 @@ impl Coverage {
         self.successes += other.successes;
         self.runs += other.runs;
         self.with_lanes += other.with_lanes;
+        self.lanes_again += other.lanes_again;
         self.cut_lanes += other.cut_lanes;
         self.strangers += other.strangers;
+        self.checks += other.checks;
+        self.compressed += other.compressed;
     }
 
     /// Whether no run has met the cell of this number.

@@ -22,6 +22,7 @@ impl World {
         let lie = self.plan.lie;
         let most_slowing = self.plan.slowing;
         let (half, breaks) = (self.rng.bool(), self.chance(30));
+        let is_down = self.now < self.down_until;
         let mut rng = self.rng.fork();
         let host = self.host(side);
         let is_interrupted = |epoch: u64| epoch != host.epoch;
@@ -167,7 +168,7 @@ impl World {
             Operation::Reconnect { .. } => self.reconnect(fails),
             Operation::Unlink | Operation::Listen if fails => error(),
             Operation::Unlink => {
-                host.hears = None;
+                self.unlink();
                 ok
             }
             Operation::Listen => {
@@ -191,11 +192,18 @@ impl World {
                 Next::End(Ok(Done::Bytes(pages as u64 * page_bytes)))
             }
             Operation::Send(control) => Next::Frame(Frame::Control(control), 64),
+            // Refused for now, or for another reason.
+            Operation::OpenLanes { .. } if (fails && half) || is_down => {
+                Next::End(Err(Error::Lost { side: "destination" }))
+            }
             Operation::OpenLanes { .. } | Operation::MarkLanes(_) if fails => error(),
-            Operation::SendMemory
-            | Operation::SendPadding(_)
-            | Operation::OpenLanes { .. }
-            | Operation::MarkLanes(_) => self.next_part(side, place),
+            Operation::OpenLanes { .. } => {
+                host.joined = 0;
+                self.next_part(side, place)
+            }
+            Operation::SendMemory | Operation::SendPadding(_) | Operation::MarkLanes(_) => {
+                self.next_part(side, place)
+            }
             Operation::SendBlobs if fails => error(),
             Operation::SendBlobs => Next::Frame(Frame::Blob { value: host.blob.unwrap_or_default() }, 4),
             Operation::StartMemoryLogs => {
@@ -219,8 +227,8 @@ impl World {
                 {
                     *page = false;
                 }
-                let pages = host.dirty_pages();
-                Next::End(Ok(Done::Bytes(pages as u64 * page_bytes)))
+                let bytes = host.dirty_pages() as u64 * page_bytes;
+                Next::End(Ok(Done::Dirty { bytes, most: None, is_logged: !host.is_unlogged }))
             }
             Operation::StopMemoryLogs => {
                 host.cpu_log = None;

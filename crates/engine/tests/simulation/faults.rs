@@ -11,16 +11,18 @@ use super::plan::Fault;
 use super::world::World;
 
 impl World {
-    /// Breaks the connection.
+    /// Breaks all connections.
     pub(crate) fn cut(&mut self, silent: bool) {
         self.down_until = self.now + self.plan.outage;
         for connection in 0..self.connections() {
             for side in Side::BOTH {
-                self.link_of(connection, side).break_off(silent);
+                for lane in self.lane_numbers(side) {
+                    self.lane_at(connection, side, lane).break_off(silent);
+                    if lane > 0 && !silent {
+                        self.tell_of_lane(connection, lane);
+                    }
+                }
             }
-        }
-        for lane in self.lane_numbers(Side::Source).skip(1) {
-            self.lane(Side::Source, lane).break_off(silent);
         }
         for side in Side::BOTH {
             if !silent {
@@ -28,6 +30,21 @@ impl World {
                 if let Some(connection) = self.host(side).hears {
                     self.after(delay, Happening::Lost { side, connection });
                 }
+                self.wake(side);
+            }
+        }
+    }
+
+    /// Breaks the source's control connection alone.
+    fn cut_control(&mut self, silent: bool) {
+        let connection = self.host(Side::Source).connection;
+        for side in Side::BOTH {
+            self.link_of(connection, side).break_off(silent);
+        }
+        for side in Side::BOTH {
+            if !silent {
+                let delay = Duration::from_micros(self.rng.u64(..2000));
+                self.after(delay, Happening::Lost { side, connection });
                 self.wake(side);
             }
         }
@@ -52,6 +69,7 @@ impl World {
                 }
                 self.cut(silent);
             }
+            Fault::CutControl { silent } => self.cut_control(silent),
             Fault::Stall(time) => {
                 self.flow(0.0);
                 self.after(time, Happening::Flow);

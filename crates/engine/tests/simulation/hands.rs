@@ -38,6 +38,16 @@ pub(crate) fn injected(place: Place) -> Error {
     }
 }
 
+/// The error of a lane that was not opened.
+fn of_lane(error: Error) -> Error {
+    match error {
+        error @ (Error::Lost { .. } | Error::Silent { .. } | Error::Peer { .. }) => {
+            Error::Lane { lane: 1, error: Box::new(error) }
+        }
+        error => error,
+    }
+}
+
 impl World {
     /// Lets a worker without work begin with what is next.
     pub(crate) fn begin(&mut self, side: Side, place: Place) {
@@ -265,16 +275,32 @@ impl World {
     fn push(&mut self, side: Side, place: Place, frame: Frame, bytes: u64) {
         self.say(|_| format!("{side:?} sends {frame:?}"));
         Oracle::sends(self, side, &frame);
+        let (frame, wire) = self.compressed(side, frame, bytes);
         if let Some(current) =
             self.host(side).workers.get_mut(&place).and_then(|worker| worker.current.as_mut())
         {
             current.is_out = true;
-            current.sent.wire += bytes + HEADER;
+            current.sent.wire += wire + HEADER;
             current.sent.bytes += bytes;
         }
         let lane = self.lane_of(side, &frame);
-        self.lane(side, lane).push(frame, bytes + HEADER);
+        self.lane(side, lane).push(frame, wire + HEADER);
         self.kick(side, lane);
+    }
+
+    /// A frame as a source sends it that compresses: some data becomes smaller. Returns its bytes as well.
+    fn compressed(&mut self, side: Side, frame: Frame, bytes: u64) -> (Frame, u64) {
+        let compresses = matches!(&self.host(side).machine, Some(super::host::Machine::Source(machine)) if machine.compresses());
+        let shrinks = match &frame {
+            Frame::Memory { value, .. } => value % 4 != 0,
+            Frame::State { bytes, .. } => bytes % 4 != 0,
+            _ => false,
+        };
+        if !compresses || !shrinks || bytes < 64 {
+            return (frame, bytes);
+        }
+        self.coverage.compressed = 1;
+        (Frame::Compressed(Box::new(frame)), bytes / 3 + 8)
     }
 
     /// What follows after a frame.
@@ -290,10 +316,9 @@ impl World {
         match operation {
             Operation::SendState { .. } => Next::Call,
             Operation::ResendState { .. } => self.resend_next(side, place),
-            Operation::OpenLanes { channels, .. } => {
-                let channels = *channels;
+            Operation::OpenLanes { joins, .. } => {
                 current.parts = part;
-                join_next(part, channels)
+                join_next(part, joins)
             }
             Operation::MarkLanes(number) if part < lanes => {
                 current.parts = part;
@@ -321,6 +346,12 @@ impl World {
         let turn = self.turn();
         let worker = self.host(side).workers.get_mut(&place);
         if let Some(current) = worker.and_then(|worker| worker.current.as_mut()) {
+            let result = match (&current.item, result) {
+                (Item::Task { operation: Operation::OpenLanes { .. }, .. }, Err(error)) => {
+                    Err(of_lane(error))
+                }
+                (_, result) => result,
+            };
             current.doing = Doing::End(result);
             current.turn = turn;
             self.after(Duration::ZERO, Happening::Step { side, place, turn });
@@ -405,7 +436,11 @@ impl World {
                     }
                 }
                 // One of the connections is gone whose answer is awaited.
-                Some(Doing::Joining) if self.lanes.iter().any(|link| link.is_closed) => {
+                Some(Doing::Joining)
+                    if self.lanes[self.hosts()[side as usize].connection]
+                        .iter()
+                        .any(|link| link.is_closed) =>
+                {
                     self.end(side, place, Err(Error::Lost { side: "peer" }));
                     continue;
                 }

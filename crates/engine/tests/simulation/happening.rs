@@ -47,11 +47,13 @@ pub(crate) enum Happening {
     },
     /// The destination's answer to a connection that wants to join.
     Answered {
+        connection: usize,
         lane: u32,
         is_joined: bool,
     },
     /// The destination learns that a lane is gone.
     LaneLost {
+        connection: usize,
         lane: u32,
     },
     /// A side learns that a connection is gone.

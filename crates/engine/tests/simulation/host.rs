@@ -199,6 +199,8 @@ pub(crate) struct Host {
     pub(crate) lanes: u32,
     /// The connections that have joined so far.
     pub(crate) joined: u32,
+    /// At the destination: the lanes that have joined beside its connection, and that are read.
+    pub(crate) joined_lanes: BTreeSet<u32>,
     pub(crate) epoch: u64,
     /// The connection that it sends on, and the one that it receives from.
     pub(crate) connection: usize,
@@ -224,7 +226,7 @@ pub(crate) struct Host {
     pub(crate) hung: Vec<bool>,
 }
 
-fn table(plan: &Plan) -> Table {
+pub(crate) fn table(plan: &Plan) -> Table {
     let device = |(index, model): (usize, &super::device::Model)| DeviceIdentity {
         name: format!("device {index}"),
         migration_flags: model.flags.bits(),
@@ -290,6 +292,7 @@ impl Host {
             expected: None,
             lanes: 1,
             joined: 0,
+            joined_lanes: BTreeSet::new(),
             epoch: 0,
             connection: 0,
             hears: Some(0),

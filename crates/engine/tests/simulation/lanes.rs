@@ -6,44 +6,49 @@ use whimbrel_engine::Error;
 use whimbrel_engine::proto::control::Control;
 use whimbrel_engine::proto::join::{Join, Purpose, Secret};
 use whimbrel_engine::proto::lanes::Share;
-use whimbrel_engine::proto::operation::{Done, Event, Place};
+use whimbrel_engine::proto::operation::{Done, Event, Operation, Place};
 
 use super::coverage::Side;
 use super::hands::Next;
 use super::happening::Happening;
-use super::host::{Doing, ID, SECRET};
+use super::host::{Doing, ID, Item, SECRET};
 use super::link::{Frame, Link};
-use super::plan::Stranger;
+use super::plan::{Plan, Stranger};
 use super::world::World;
 
 impl World {
     /// A connection from a side: lane 0 is the control connection.
     pub(crate) fn lane(&mut self, from: Side, lane: u32) -> &mut Link {
         match (from, (lane as usize).checked_sub(1)) {
-            (Side::Source, Some(index)) => &mut self.lanes[index],
+            (Side::Source, Some(_)) => {
+                let connection = self.hosts()[from as usize].connection;
+                self.lane_at(connection, from, lane)
+            }
             _ => self.link(from),
         }
     }
 
-    /// A connection from a side, where the control connection is the one of this number.
+    /// A connection from a side: the control connection of this number, or a lane beside it.
     pub(crate) fn lane_at(&mut self, connection: usize, from: Side, lane: u32) -> &mut Link {
         match (from, (lane as usize).checked_sub(1)) {
-            (Side::Source, Some(index)) => &mut self.lanes[index],
+            (Side::Source, Some(index)) => &mut self.lanes[connection][index],
             _ => self.link_of(connection, from),
         }
     }
 
     /// The numbers of a side's connections.
     pub(crate) fn lane_numbers(&self, from: Side) -> std::ops::Range<u32> {
-        0..if from == Side::Source { self.lanes.len() as u32 + 1 } else { 1 }
+        0..if from == Side::Source { self.plan.lanes.len() as u32 + 1 } else { 1 }
     }
 
     /// Closes the connections of a side in good order: what they hold still goes out.
     pub(crate) fn close(&mut self, side: Side) {
+        let connection = self.hosts()[side as usize].connection;
         for lane in self.lane_numbers(side) {
-            if !self.lane(side, lane).is_closed {
-                self.lane(side, lane).push(Frame::Fin, 1);
-                self.kick(side, lane);
+            let link = self.lane_at(connection, side, lane);
+            if !link.is_closed {
+                link.push(Frame::Fin, 1);
+                self.kick_of(connection, side, lane);
             }
         }
     }
@@ -76,23 +81,47 @@ impl World {
             Frame::State { device, .. } | Frame::Setup { device, .. } => {
                 Share::lane_of_device(*device as u32, lanes)
             }
+            Frame::Compressed(frame) => self.lane_of(side, frame),
             Frame::Control(_) | Frame::Blob { .. } | Frame::Padding | Frame::Fin => 0,
         }
     }
 
-    /// A connection wants to join at the destination.
-    pub(crate) fn joins(&mut self, lane: u32, join: &Join) {
+    /// A frame arrives on a lane at the destination, which reads it if the lane has joined.
+    pub(crate) fn arrive_on_lane(&mut self, connection: usize, lane: u32, frame: Frame) {
+        if let Frame::Join { join, .. } = &frame {
+            return self.joins(connection, lane, join);
+        }
         let host = self.host(Side::Destination);
+        if host.connection == connection && host.joined_lanes.contains(&lane) {
+            self.arrive(Side::Destination, lane, frame);
+        }
+    }
+
+    /// A connection wants to join at the destination.
+    fn joins(&mut self, connection: usize, lane: u32, join: &Join) {
+        let host = self.host(Side::Destination);
+        if !host.is_active() {
+            // Nobody is there.
+            self.lane_at(connection, Side::Source, lane).is_closed = true;
+            return self.wake(Side::Source);
+        }
         let is_joined = host.expected.as_mut().is_some_and(|expected| expected.admit(join).is_ok());
-        self.say(|_| format!("lane {lane} joins: {is_joined}"));
-        let latency = self.lane(Side::Source, lane).latency;
-        self.after(latency, Happening::Answered { lane, is_joined });
+        let current = host.connection;
+        if is_joined {
+            host.joined_lanes.insert(lane);
+        }
+        self.say(|_| format!("lane {lane} of connection {connection} joins: {is_joined}"));
+        if is_joined && connection != current {
+            self.oracle.complain(format!("a lane of connection {connection} joins beside {current}"));
+        }
+        let latency = self.lane_at(connection, Side::Source, lane).latency;
+        self.after(latency, Happening::Answered { connection, lane, is_joined });
     }
 
     /// The source gets an answer.
-    pub(crate) fn answered(&mut self, lane: u32, is_joined: bool) {
-        let link = self.lane(Side::Source, lane);
-        if link.is_silent || link.is_closed {
+    pub(crate) fn answered(&mut self, connection: usize, lane: u32, is_joined: bool) {
+        let link = self.lane_at(connection, Side::Source, lane);
+        if link.is_silent || link.is_closed || self.host(Side::Source).connection != connection {
             return;
         }
         let channels = self.source_channels();
@@ -106,8 +135,8 @@ impl World {
             return;
         }
         if !is_joined {
-            let error = Box::new(Error::Peer { side: "destination", reason: "no such migration".into() });
-            self.end(Side::Source, Place::Stream, Err(Error::Lane { lane, error }));
+            let error = Error::Peer { side: "destination", reason: "no such migration".into() };
+            self.end(Side::Source, Place::Stream, Err(error));
         } else if has_all {
             self.all_have_joined();
         }
@@ -121,7 +150,7 @@ impl World {
 
     /// The wait for the answers begins, some of which may have come.
     pub(crate) fn wait_for_answers(&mut self) {
-        let (turn, timeout) = (self.turn(), self.plan.source.timeout);
+        let turn = self.turn();
         let channels = self.source_channels();
         let host = self.host(Side::Source);
         let has_all = host.joined + 1 == channels;
@@ -131,6 +160,10 @@ impl World {
         };
         current.doing = Doing::Joining;
         current.turn = turn;
+        let Item::Task { operation: Operation::OpenLanes { timeout, .. }, .. } = &current.item else {
+            return;
+        };
+        let timeout = *timeout;
         if has_all {
             return self.all_have_joined();
         }
@@ -144,7 +177,7 @@ impl World {
         }
     }
 
-    /// Breaks one of the lanes, if there is one.
+    /// Breaks one of the present lanes, if there is one.
     pub(crate) fn cut_lane(&mut self, lane: u32, silent: bool) {
         let lanes = self.plan.lanes.len() as u32;
         if lanes == 0 {
@@ -152,32 +185,45 @@ impl World {
         }
         let lane = lane.min(lanes);
         self.coverage.cut_lanes = 1;
-        self.lane(Side::Source, lane).break_off(silent);
+        let connection = self.host(Side::Source).connection;
+        self.lane_at(connection, Side::Source, lane).break_off(silent);
         if !silent {
-            let delay = Duration::from_micros(self.rng.u64(..2000));
-            self.after(delay, Happening::LaneLost { lane });
+            self.tell_of_lane(connection, lane);
             self.wake(Side::Source);
         }
     }
 
-    /// The destination learns that a lane is gone, which is the end unless it has carried everything.
-    pub(crate) fn lane_lost(&mut self, lane: u32) {
+    /// The destination learns in a moment that a lane is gone.
+    pub(crate) fn tell_of_lane(&mut self, connection: usize, lane: u32) {
+        let delay = Duration::from_micros(self.rng.u64(..2000));
+        self.after(delay, Happening::LaneLost { connection, lane });
+    }
+
+    /// The destination learns that a lane is gone, which is a lost connection unless it has carried everything.
+    pub(crate) fn lane_lost(&mut self, connection: usize, lane: u32) {
         let host = self.host(Side::Destination);
-        let is_in_use = lane < host.intake.lane_bytes().count() as u32;
-        if is_in_use && !host.intake.is_over() {
+        let is_read = host.connection == connection && host.joined_lanes.remove(&lane);
+        if is_read && !host.intake.is_over() {
             self.input(Side::Destination, Event::Lost(Error::Lost { side: "peer" }), false);
         }
     }
 
     /// A connection comes that must not join.
     pub(crate) fn meet(&mut self, stranger: Stranger) {
+        let resumption = self.hosts()[1].back.map_or(0, |(number, _)| number);
         let join = match stranger {
-            Stranger::Guesses => Join::new(ID, Secret::new([8; 32]), Purpose::Lane(1)),
-            Stranger::Foreign => Join::new(ID + 1, SECRET, Purpose::Lane(1)),
-            Stranger::Lane(lane) => Join::new(ID, SECRET, Purpose::Lane(lane)),
+            Stranger::Guesses => Join::new(ID, Secret::new([8; 32]), Purpose::Lane { lane: 1, resumption }),
+            Stranger::Foreign => Join::new(ID + 1, SECRET, Purpose::Lane { lane: 1, resumption }),
+            Stranger::Lane(lane) => Join::new(ID, SECRET, Purpose::Lane { lane, resumption }),
             // What a lane that has joined says cannot be said again.
             Stranger::Again if self.hosts()[0].lanes == 1 => return,
-            Stranger::Again => Join::new(ID, SECRET, Purpose::Lane(1)),
+            Stranger::Again => Join::new(ID, SECRET, Purpose::lane(1)),
+            // One of an earlier attempt comes too late.
+            Stranger::Late if resumption == 0 => return,
+            Stranger::Late => {
+                let resumption = self.rng.u32(..resumption);
+                Join::new(ID, SECRET, Purpose::Lane { lane: 1, resumption })
+            }
         };
         let Some(expected) = &mut self.host(Side::Destination).expected else { return };
         let is_admitted = expected.admit(&join).is_ok();
@@ -208,12 +254,18 @@ impl World {
     }
 }
 
-/// The source's next connection that wants to join, of so many in all; then the wait for the answers.
-pub(crate) fn join_next(lane: u32, channels: u32) -> Next {
-    if lane < channels {
-        let join = Join::new(ID, SECRET, Purpose::Lane(lane));
-        Next::Frame(Frame::Join { lane, join }, 200)
-    } else {
-        Next::Join
+/// The source's next connection that wants to join; then the wait for the answers.
+pub(crate) fn join_next(lane: u32, joins: &[Join]) -> Next {
+    match joins.get(lane as usize - 1) {
+        Some(join) => Next::Frame(Frame::Join { lane, join: join.clone() }, 200),
+        None => Next::Join,
     }
+}
+
+/// The lanes of a plan, beside one control connection of such a bandwidth.
+pub(crate) fn lanes_of(plan: &Plan, bandwidth: f64) -> Vec<Link> {
+    let lane = |(speed, distance): &(f64, f64)| {
+        Link::new(bandwidth * speed, plan.latency.mul_f64(*distance), plan.buffer)
+    };
+    plan.lanes.iter().map(lane).collect()
 }

@@ -30,6 +30,8 @@ pub(crate) enum Frame {
         value: u32,
     },
     Padding,
+    /// Memory or state that came out smaller.
+    Compressed(Box<Frame>),
     /// The first frame of a lane.
     Join {
         lane: u32,

@@ -34,6 +34,7 @@ mod phases;
 mod plan;
 mod reconnect;
 mod resolve;
+mod visits;
 mod world;
 
 use std::time::Duration;
@@ -115,8 +116,13 @@ fn part(part: u64) {
         }
         assert_eq!(coverage.missing(), Vec::<String>::new(), "phases that were not met by a fault");
         assert!(coverage.successes * 10 > coverage.runs, "{} succeeded", coverage.successes);
-        let lanes = (coverage.with_lanes, coverage.cut_lanes, coverage.strangers);
-        assert!(lanes.0 * 40 > coverage.runs && lanes.1 > 10 && lanes.2 > 10, "lanes: {lanes:?}");
+        assert!(coverage.compressed * 5 > coverage.runs, "{} compressed", coverage.compressed);
+        let lanes = (coverage.with_lanes, coverage.cut_lanes, coverage.strangers, coverage.lanes_again);
+        assert!(
+            lanes.0 * 40 > coverage.runs && lanes.1 > 10 && lanes.2 > 10 && lanes.3 > 10,
+            "lanes: {lanes:?}"
+        );
+        assert!(coverage.checks > 100, "{} checks were answered", coverage.checks);
     }
 }
 
@@ -149,6 +155,30 @@ fn one_seed() {
         println!("{}", outcome.trace.join("\n"));
         check(seed);
     }
+}
+
+/// The trace of a migration, without its visitors and its plan.
+fn trace_without_visitors(plan: Plan, seed: u64) -> Vec<String> {
+    let outcome = world::run(plan, seed, true);
+    assert_eq!(outcome.complaint, None, "seed {seed}");
+    outcome.trace.into_iter().skip(1).filter(|line| !line.contains("  visitor ")).collect()
+}
+
+#[test]
+fn checks_before_and_during_a_migration_do_not_disturb_it() {
+    let mut checks = 0;
+    for seed in 0..200 {
+        let mut rng = Rng::with_seed(seed);
+        let mut visited = Plan::of_seed(seed, &mut rng);
+        let alone = Plan { visitors: Vec::new(), ..visited.clone() };
+        visited.is_visited(&mut rng);
+        checks += visited.visitors.len();
+        let (visited, alone) = (trace_without_visitors(visited, seed), trace_without_visitors(alone, seed));
+        let differs = visited.iter().zip(&alone).find(|(one, other)| one != other);
+        assert_eq!(differs, None, "seed {seed}");
+        assert_eq!(visited.len(), alone.len(), "seed {seed}");
+    }
+    assert!(checks > 400, "{checks} visitors");
 }
 
 /// Plays seeds in which a side lies, and returns the complaints of those that were noticed.
@@ -211,37 +241,60 @@ fn other_state_than_what_was_lost_is_seen() {
     assert_seen(&complaints, "runs at the destination with");
 }
 
-/// Migrations whose connection is lost so often in pre-copy, and comes back.
-fn migrations_with_cuts(cuts: usize) -> Vec<(u64, world::Outcome)> {
+/// Migrations over so many connections, which are lost so often in pre-copy, and come back.
+fn migrations_with_cuts(
+    channels: u32,
+    cuts: usize,
+    cut: fn(usize, bool) -> plan::Fault,
+) -> Vec<(u64, world::Outcome)> {
     let seeds = 0..40;
     let played = seeds.map(|seed| {
-        let mut plan = Plan::quiet(&mut Rng::with_seed(seed));
+        let rng = &mut Rng::with_seed(seed);
+        let mut plan = Plan::quiet(rng);
+        plan.use_channels(channels, rng);
         plan.resume(Duration::from_secs(5));
         plan.has_much_state();
         (plan.pages, plan.page_bytes) = (100, 64 << 10);
-        for cut in 0..cuts {
-            let at = Duration::from_millis(400 + 700 * cut as u64);
-            plan.faults.push((plan::When::At(at), plan::Fault::Cut { silent: cut % 2 == 1 }));
+        // A round that waits in buffers for longer than an answer may take never arrives.
+        plan.bandwidth /= f64::from(channels);
+        plan.buffer = plan.buffer.min(200_000);
+        for number in 0..cuts {
+            let at = Duration::from_millis(400 + 700 * number as u64);
+            plan.faults.push((plan::When::At(at), cut(number, number % 2 == 1)));
         }
         (seed, world::run(plan, seed, false))
     });
     played.collect()
 }
 
+fn assert_outlived(channels: u32, cuts: usize, cut: fn(usize, bool) -> plan::Fault) {
+    let what = format!("{channels} connections, {cuts} cuts such as {:?}", cut(0, false));
+    let played = migrations_with_cuts(channels, cuts, cut);
+    for (seed, outcome) in &played {
+        assert_eq!(outcome.complaint, None, "seed {seed}, {what}");
+    }
+    let reconnections: u32 = played.iter().map(|(_, outcome)| outcome.reconnections).sum();
+    let successes = played.iter().filter(|(_, outcome)| outcome.coverage.successes == 1).count();
+    println!("{what}: {successes} succeeded, {reconnections} were replaced");
+    assert!(successes >= 30, "{successes} of {} succeeded with {what}", played.len());
+    assert!(reconnections as usize >= 20 * cuts, "{reconnections} were replaced: {what}");
+}
+
 #[test]
 fn migrations_outlive_connections_that_are_lost_in_precopy() {
-    for cuts in [1, 2, 3] {
-        let played = migrations_with_cuts(cuts);
-        for (seed, outcome) in &played {
-            assert_eq!(outcome.complaint, None, "seed {seed}, {cuts} cuts");
-        }
-        let reconnections: u32 = played.iter().map(|(_, outcome)| outcome.reconnections).sum();
-        let successes = played.iter().filter(|(_, outcome)| outcome.coverage.successes == 1).count();
-        assert!(successes >= 30, "{successes} of {} succeeded with {cuts} cuts", played.len());
-        assert!(
-            reconnections as usize >= 20 * cuts,
-            "{reconnections} connections were replaced, of {cuts} cuts each"
-        );
+    for (channels, cuts) in [(1, 1), (1, 2), (1, 3), (2, 1), (4, 1), (4, 3)] {
+        assert_outlived(channels, cuts, |_, silent| plan::Fault::Cut { silent });
+    }
+}
+
+#[test]
+fn migrations_outlive_the_loss_of_one_of_their_connections_in_precopy() {
+    for (channels, cuts) in [(2, 1), (3, 2), (4, 3)] {
+        assert_outlived(channels, cuts, |number, silent| plan::Fault::CutLane {
+            lane: 1 + number as u32,
+            silent,
+        });
+        assert_outlived(channels, cuts, |_, silent| plan::Fault::CutControl { silent });
     }
 }
 
@@ -293,6 +346,24 @@ fn a_setup_that_is_not_restored_after_a_reset_is_seen() {
         plan.faults.push((at("Back(Run)"), plan::Fault::FailArcs(source, 1)));
     });
     assert_seen(&complaints, "runs at the source with another setup");
+}
+
+/// A visitor that has left before the migration begins.
+fn visitor(manner: visits::Manner) -> visits::Visitor {
+    visits::Visitor { at: None, manner, latency: Duration::from_millis(1), bandwidth: 1e8 }
+}
+
+#[test]
+fn a_check_that_changes_a_device_is_seen() {
+    let complaints = lies(Lie::CheckStopsDevice, |plan| plan.visitors = vec![visitor(visits::Manner::Fits)]);
+    assert_seen(&complaints, "a check has changed a side of the migration");
+}
+
+#[test]
+fn a_check_without_an_end_is_seen() {
+    let complaints =
+        lies(Lie::ChecksWithoutEnd, |plan| plan.visitors = vec![visitor(visits::Manner::Lingers)]);
+    assert_seen(&complaints, "does not leave");
 }
 
 #[test]

@@ -74,6 +74,7 @@ impl Oracle {
         };
         let [source, _] = world.hosts();
         let row = source.machine.as_ref().map(Machine::row);
+        let is_unlogged = source.is_unlogged;
         let oracle = &mut world.oracle;
         if side == Side::Destination {
             return;
@@ -94,6 +95,9 @@ impl Oracle {
                         device.state = State::Running;
                     }
                 }
+            }
+            Operation::Slow(1..) if is_unlogged => {
+                oracle.complain("the owner is slowed down although the writes to memory are not logged");
             }
             Operation::SetState(_) | Operation::Reset | Operation::StartLog => oracle.is_touched = true,
             _ => {}
@@ -341,9 +345,10 @@ impl Oracle {
 }
 
 /// The longest stop that the options allow. The machine's own is no more than that, unless the devices stop whatever the
-/// downtime is.
+/// downtime is, without a budget that is set.
 fn allowed_budget(options: &SourceOptions, machines: Duration) -> Duration {
     let max = options.downtime_max.unwrap_or_default().max(options.downtime_limit);
     let most = options.budget.unwrap_or_else(|| options.downtime_limit(max).stop_budget());
-    if options.on_timeout == OnTimeout::Switch { machines } else { most.min(machines) }
+    let is_forced = options.on_timeout == OnTimeout::Switch && options.budget.is_none();
+    if is_forced { machines } else { most.min(machines) }
 }

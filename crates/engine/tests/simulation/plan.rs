@@ -10,6 +10,7 @@ use whimbrel_protocol::MigrationFlags;
 
 use super::coverage::{Blow, Cell, Side, cells, names, row};
 use super::device::Model;
+use super::visits::{Manner, Visitor};
 
 /// A lie that the oracle must see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub(crate) enum Lie {
     LoadsNoBlob,
     /// After a crash nobody looks at the devices of the destination.
     DestinationNotLookedAt,
+    /// The answer to a check stops a device.
+    CheckStopsDevice,
+    /// The destination never ends a check.
+    ChecksWithoutEnd,
 }
 
 /// What goes wrong.
@@ -45,8 +50,10 @@ pub(crate) enum Fault {
     Cancel(Side),
     /// Somebody who does not know the secret wants to replace the connection.
     Intruder,
-    /// The connection breaks: all in flight is lost. With `silent`, nobody is told. There is no other one for a time.
+    /// All connections break: all in flight is lost. With `silent`, nobody is told. There is no other one for a time.
     Cut { silent: bool },
+    /// The control connection breaks, and no lane. With `silent`, nobody is told.
+    CutControl { silent: bool },
     /// Nothing moves for a time.
     Stall(Duration),
     /// The link falls to so many bytes a second.
@@ -78,6 +85,8 @@ pub(crate) enum Stranger {
     Lane(u32),
     /// Its lane has joined already, or it comes before the source's own.
     Again,
+    /// It is a lane beside a control connection that was lost, and comes after that was replaced.
+    Late,
 }
 
 impl Fault {
@@ -131,6 +140,7 @@ pub(crate) struct Plan {
     pub(crate) has_journal: bool,
     /// Whether each side's devices outlive its process.
     pub(crate) outlives: [bool; 2],
+    pub(crate) visitors: Vec<Visitor>,
     pub(crate) lie: Option<Lie>,
 }
 
@@ -207,6 +217,7 @@ impl Plan {
             calm: Duration::from_secs(10),
             has_journal: chance(rng, 85),
             outlives: [chance(rng, 70), chance(rng, 70)],
+            visitors: Vec::new(),
             lie: None,
         };
         plan.decide_policy(rng);
@@ -226,9 +237,6 @@ impl Plan {
     pub(crate) fn resume(&mut self, within: Duration) {
         self.source = self.source.reconnect(within).timeout(Duration::from_secs(2)).max_rounds(20);
         self.source.total_timeout = None;
-        // Of several connections none is replaced.
-        self.channels[0] = 1;
-        self.lanes.clear();
         self.destination = self.destination.reconnect(within * 2).timeout(Duration::from_secs(2));
         self.outage = self.outage.min(within / 4);
         for side in &mut self.features {
@@ -251,6 +259,16 @@ impl Plan {
         self.call = self.call.min(Duration::from_millis(5));
         self.source = self.source.downtime_limit(Duration::from_millis(500));
         self.has_blob = false;
+    }
+
+    /// Spreads memory and state over so many connections.
+    pub(crate) fn use_channels(&mut self, channels: u32, rng: &mut Rng) {
+        self.channels = [channels, 16];
+        self.lanes = (1..channels).map(|_| (log(rng, 0.3, 3.0), log(rng, 0.3, 5.0))).collect();
+        for side in &mut self.features {
+            side.retain(|feature| *feature != Feature::Lanes);
+            side.push(Feature::Lanes);
+        }
     }
 
     /// Spreads memory and state over several connections.
@@ -307,7 +325,23 @@ impl Plan {
             plan.noise = [rng.u32(0..=200), rng.u32(0..=60), rng.u32(0..=300)];
         }
         plan.calm = millis(rng, 3000.0, 20_000.0);
+        // Last: all else is as without them.
+        if chance(rng, 15) {
+            plan.is_visited(rng);
+        }
         plan
+    }
+
+    /// Has some visitors that only check.
+    pub(crate) fn is_visited(&mut self, rng: &mut Rng) {
+        let visitors = (0..rng.usize(1..=6)).map(|_| Visitor {
+            // Most answers are to those that come before the migration is under way.
+            at: chance(rng, 50).then(|| millis(rng, 0.01, 5000.0)),
+            manner: Manner::ALL[rng.usize(..Manner::ALL.len())],
+            latency: millis(rng, 0.02, 100.0),
+            bandwidth: log(rng, 3e6, 1e9),
+        });
+        self.visitors = visitors.collect();
     }
 
     /// Seeds beyond those of every part whose faults aim at the cell of this number.
@@ -318,10 +352,12 @@ impl Plan {
 
     fn fault(rng: &mut Rng) -> Fault {
         let side = Side::BOTH[rng.usize(..2)];
-        match rng.u8(..13) {
+        match rng.u8(..14) {
+            13 => Fault::CutControl { silent: chance(rng, 40) },
             12 => Fault::Intruder,
             9 | 10 => Fault::CutLane { lane: rng.u32(1..=3), silent: chance(rng, 40) },
-            11 => Fault::Stranger(match rng.u8(..4) {
+            11 => Fault::Stranger(match rng.u8(..5) {
+                4 => Stranger::Late,
                 0 => Stranger::Guesses,
                 1 => Stranger::Foreign,
                 2 => Stranger::Lane(if rng.bool() { 0 } else { rng.u32(4..) }),
@@ -405,6 +441,7 @@ impl Plan {
                 self.call = Duration::from_millis(30);
             }
         }
+        let has_lanes = !self.lanes.is_empty();
         let at = |side, name: &str| When::In(side, row(side, name), now);
         let (source, destination) = (Side::Source, Side::Destination);
         let mut fault = |when, fault| self.faults.push((when, fault));
@@ -417,7 +454,14 @@ impl Plan {
                 if phase == "Broken" && chance(rng, 50) {
                     fault(at(side, name), Fault::Fail(side));
                 }
-                fault(at(side, name), Fault::Cut { silent: false });
+                let silent = false;
+                // Those of several connections are lost together, or one of them.
+                let cut = match rng.u8(..3) {
+                    0 if has_lanes => Fault::CutLane { lane: rng.u32(1..=3), silent },
+                    1 if has_lanes => Fault::CutControl { silent },
+                    _ => Fault::Cut { silent },
+                };
+                fault(at(side, name), cut);
             }
             (Side::Source, "Settle(Back)" | "Back(Query)" | "Back(Owner)" | "Back(Tell)" | "Back(Run)") => {
                 let name = ["RoundSend", "Pause", "Stop", "Rest", "End"][rng.usize(..5)];

@@ -1,5 +1,7 @@
-//! Connections that replace a lost one: the source's attempts, the destination's door, and what both keep for it.
+//! Connections that replace those of which one was lost: the source's attempts, the destination's door, and what both keep for
+//! it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use whimbrel_engine::Error;
@@ -11,6 +13,7 @@ use super::coverage::Side;
 use super::hands::Next;
 use super::happening::Happening;
 use super::host::{Doing, ID, Item, Machine, SECRET};
+use super::lanes::lanes_of;
 use super::link::{Frame, HEADER, Link};
 use super::plan::Lie;
 use super::world::World;
@@ -20,13 +23,9 @@ impl World {
     pub(crate) fn reconnect(&mut self, fails: bool) -> Next {
         let is_early = self.now < self.down_until;
         let source = Side::Source;
-        let old = self.host(source).connection;
-        // It closes the old connection: the destination may still receive what is in flight, and then the end.
+        // It closes the old connections: the destination may still receive what is in flight, and then the end.
         self.host(source).hears = None;
-        if !self.link_of(old, source).is_closed {
-            self.link_of(old, source).push(Frame::Fin, 1);
-            self.kick_of(old, source, 0);
-        }
+        self.close(source);
         if fails || is_early {
             return Next::End(Err(Error::Lost { side: "destination" }));
         }
@@ -47,6 +46,7 @@ impl World {
             link
         });
         self.links.push([there, back]);
+        self.lanes.push(lanes_of(&self.plan, self.bandwidth));
         self.links.len() - 1
     }
 
@@ -116,6 +116,22 @@ impl World {
         }
     }
 
+    /// The destination ends all its connections, and lets no lane in.
+    pub(crate) fn unlink(&mut self) {
+        let host = self.host(Side::Destination);
+        host.hears = None;
+        host.joined_lanes.clear();
+        host.waiting.iter_mut().for_each(VecDeque::clear);
+        if let Some(expected) = &mut host.expected {
+            expected.forget_lanes();
+        }
+        let connection = host.connection;
+        self.close(Side::Destination);
+        // What the source still sends is refused.
+        let delay = self.link_of(connection, Side::Destination).latency;
+        self.after(delay, Happening::Refused { side: Side::Source, connection });
+    }
+
     /// The destination answers a JOIN, and sends on its connection from here on.
     pub(crate) fn rejoin(&mut self, round: u32, number: u32) -> Next {
         let host = self.host(Side::Destination);
@@ -123,6 +139,9 @@ impl World {
             Some((newest, connection)) if newest == number => {
                 host.connection = connection;
                 let devices = host.intake.resume();
+                if let Some(expected) = &mut host.expected {
+                    expected.expect_lanes_of(number);
+                }
                 Next::Frame(Frame::Control(Control::Resumed(Resumed { round, devices })), 64)
             }
             _ => Next::End(Err(Error::Lost { side: "source" })),

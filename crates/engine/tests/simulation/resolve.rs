@@ -80,11 +80,10 @@ impl World {
         if silent {
             for connection in 0..self.connections() {
                 for side in Side::BOTH {
-                    self.link_of(connection, side).is_silent = true;
+                    for lane in self.lane_numbers(side) {
+                        self.lane_at(connection, side, lane).is_silent = true;
+                    }
                 }
-            }
-            for lane in self.lane_numbers(Side::Source).skip(1) {
-                self.lane(Side::Source, lane).is_silent = true;
             }
         } else if self.chance(50) && !self.link(side).is_closed {
             // What the sockets hold still goes out.

@@ -13,9 +13,11 @@ use whimbrel_protocol::handover::JournalArbiter;
 use super::coverage::{Blow, Coverage, Side, names};
 use super::happening::{Due, Happening};
 use super::host::{Doing, End, Fate, Host, Item};
+use super::lanes::lanes_of;
 use super::link::Link;
 use super::oracle::Oracle;
 use super::plan::{Lie, Plan, When};
+use super::visits::Visits;
 
 /// What a run has shown.
 #[derive(Debug)]
@@ -40,13 +42,14 @@ pub(crate) struct World {
     pub(crate) down_until: Now,
     /// Bytes a second on every connection.
     pub(crate) bandwidth: f64,
-    /// From the source to the destination, from lane 1 on.
-    pub(crate) lanes: Vec<Link>,
+    /// From the source to the destination, from lane 1 on, beside each control connection.
+    pub(crate) lanes: Vec<Vec<Link>>,
     pub(crate) oracle: Oracle,
     pub(crate) coverage: Coverage,
     pub(crate) arbiter: JournalArbiter,
     pub(crate) is_calm: bool,
     pub(crate) resolvers: [super::resolve::Resolver; 2],
+    pub(crate) visits: Visits,
     trace: Option<Vec<String>>,
 }
 
@@ -55,11 +58,8 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
     let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000);
     let hosts = Side::BOTH.map(|side| Host::new(side, &plan, &mut rng));
     let links = [(); 2].map(|()| Link::new(plan.bandwidth, plan.latency, plan.buffer));
-    let lanes = plan.lanes.iter().map(|(speed, distance)| {
-        Link::new(plan.bandwidth * speed, plan.latency.mul_f64(*distance), plan.buffer)
-    });
     let mut world = World {
-        lanes: lanes.collect(),
+        lanes: vec![lanes_of(&plan, plan.bandwidth)],
         oracle: Oracle::new(&plan),
         rng,
         now: Duration::ZERO,
@@ -73,22 +73,26 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
         arbiter: JournalArbiter::new(),
         is_calm: false,
         resolvers: Default::default(),
+        visits: Visits::default(),
         trace: traced.then(Vec::new),
         plan,
     };
     world.say(|world| format!("{:?}", world.plan));
+    world.visit_before();
     world.start();
     world.play();
     let complaint = world.oracle.complaint.take();
-    if complaint.is_none() && world.is_success() {
-        world.coverage.successes = 1;
-        world.coverage.with_lanes = u32::from(world.hosts[0].lanes > 1);
-    }
     let reconnections = match &world.hosts[0].end {
         Some(End::Source(Ok(report))) => report.reconnections,
         Some(End::Source(Err(error))) => error.report.reconnections,
         _ => 0,
     };
+    if complaint.is_none() && world.is_success() {
+        let has_lanes = world.hosts[0].lanes > 1;
+        world.coverage.successes = 1;
+        world.coverage.with_lanes = u32::from(has_lanes);
+        world.coverage.lanes_again = u32::from(has_lanes && reconnections > 0);
+    }
     Outcome { complaint, coverage: world.coverage, trace: world.trace.unwrap_or_default(), reconnections }
 }
 
@@ -176,6 +180,7 @@ impl World {
             if at > bound {
                 break;
             }
+            self.attend(at);
             self.now = at;
             for side in Side::BOTH {
                 let rate = self.plan.cpu_rate;
@@ -188,6 +193,7 @@ impl World {
             }
         }
         Oracle::judge(self);
+        self.judge_visits();
     }
 
     fn happen(&mut self, happening: Happening) {
@@ -215,14 +221,16 @@ impl World {
             Happening::Arrive { connection, side, lane, generation, frame } => {
                 let link = self.lane_at(connection, side, lane);
                 if link.generation != generation || link.is_silent {
-                } else if lane > 0 || self.host(side.peer()).hears == Some(connection) {
+                } else if lane > 0 {
+                    self.arrive_on_lane(connection, lane, frame);
+                } else if self.host(side.peer()).hears == Some(connection) {
                     self.arrive(side.peer(), lane, frame);
                 } else {
                     self.arrive_elsewhere(connection, side.peer(), frame);
                 }
             }
-            Happening::Answered { lane, is_joined } => self.answered(lane, is_joined),
-            Happening::LaneLost { lane } => self.lane_lost(lane),
+            Happening::Answered { connection, lane, is_joined } => self.answered(connection, lane, is_joined),
+            Happening::LaneLost { connection, lane } => self.lane_lost(connection, lane),
             Happening::Lost { side, connection } => {
                 if self.host(side).hears == Some(connection) {
                     self.lost(side, Error::Lost { side: "peer" });

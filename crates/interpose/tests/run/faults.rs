@@ -48,7 +48,9 @@ fn every_fault_of_the_list_reaches_the_program() {
         ("precopy: initial 5 dirty 7", "set:6 precopy", "- 0/5/7"),
         ("precopy: EIO", "set:6 precopy", "- EIO"),
         ("temporary end: 0", "set:6 read:64 read:64", "- 24 0"),
+        ("log start: ENOMEM once", "log log report", "ENOMEM - -"),
         ("log report: EIO once", "log report report", "- EIO -"),
+        ("log stop: EIO once", "log unlog unlog", "- EIO -"),
         ("reset: EBUSY once", "reset reset", "EBUSY -"),
     ];
     for (faults, asked, expected) in cases {

@@ -194,6 +194,8 @@ static int take(const char *step, char *told)
 			(unsigned long long)info.dirty);
 	} else if (is(step, "log", &rest)) {
 		return feature(SET | LOGGING_START, &control, sizeof control);
+	} else if (is(step, "unlog", &rest)) {
+		return feature(SET | LOGGING_STOP, words, 0);
 	} else if (is(step, "report", &rest)) {
 		return feature(GET | LOGGING_REPORT, &report, sizeof report);
 	} else {

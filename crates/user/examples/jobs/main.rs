@@ -102,6 +102,7 @@ fn run(hardware: Box<dyn Hardware>, jobs: u64) -> Fallible<(u64, u64)> {
     let rings = Rings::new(base, base + COMPLETIONS, u32::try_from(ENTRIES)?);
     let mut driver = GuestDriver::start(Seat(hardware), rings)?;
     let earlier = driver.progress().earlier;
+    let earlier_errors = driver.read_u64(REGISTER_ERRORS)?;
     driver.enable_interrupts(INTERRUPT_COMPLETION | INTERRUPT_ERROR)?;
     let (mut given, mut done, mut interrupts) = (0, 0, 0);
     while done < jobs {
@@ -138,8 +139,11 @@ fn run(hardware: Box<dyn Hardware>, jobs: u64) -> Fallible<(u64, u64)> {
     }
     let (completed, errors) = (driver.read_u64(REGISTER_COMPLETED)?, driver.read_u64(REGISTER_ERRORS)?);
     // A device that has lost its state counts fewer than before.
-    if (completed.wrapping_sub(earlier), errors) != (jobs, 0) {
-        return Err(format!("the engine counts {completed} jobs after {earlier}, and {errors} errors").into());
+    if (completed.wrapping_sub(earlier), errors) != (jobs, earlier_errors) {
+        let tell = format!(
+            "the engine counts {completed} jobs after {earlier}, and {errors} errors after {earlier_errors}"
+        );
+        return Err(tell.into());
     }
     driver.enable_interrupts(0)?;
     Ok((interrupts, earlier))

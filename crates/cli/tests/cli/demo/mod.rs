@@ -97,6 +97,20 @@ fn a_working_device_that_migrates_through_a_region_moves_too() {
     }
 }
 
+#[test]
+fn a_working_device_moves_although_the_connection_is_cut() {
+    for more in [&["--json", "--cuts=1"][..], &["--json", "--cuts=1", "--tls", "--in-process"]] {
+        let told = verified(&demo(more));
+        assert_eq!(told["reconnections"], 1, "{told}");
+        assert!(told["reconnecting_ms"].as_f64().unwrap() > 0.0, "{told}");
+    }
+    let output = demo(&["--cuts=1"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("lost connection") && text.contains("replaced once, "), "{text}");
+    let uncut = verified(&demo(&["--json", "--in-process"]));
+    assert_eq!((&uncut["reconnections"], &uncut["reconnecting_ms"]), (&0.into(), &0.0.into()), "{uncut}");
+}
+
 /// Three devices of different kinds, one of which needs a set-up configuration space.
 const SET: [&str; 7] = [
     "--memory=64MiB",

@@ -124,15 +124,58 @@ fn the_bytes_of_a_save_and_a_restore_are_those_of_the_state() {
     }
 }
 
+/// This kernel has neither kcmp nor process_vm_readv, without which descriptors are told by their links, and memory is read by
+/// its file.
 #[test]
 #[ignore = "long"]
-fn where_a_kernel_has_no_filters_the_program_is_not_run_and_the_option_is_named() {
+fn a_save_is_traced_through_a_devices_own_file_and_an_iommufd() {
     let Some(machine) = Machine::with("iommufd") else { return };
-    let lines = "status=0; ./whimbrel trace -- ./whimbrel fsm RUNNING STOP || status=$?; echo $status";
-    let ran = machine.script(lines, &[], &[]);
-    assert_eq!(ran.text(), "125\n");
-    let errors = String::from_utf8_lossy(&ran.output.stderr).into_owned();
-    for words in ["cannot install the seccomp filter", "ENOSYS", "CONFIG_SECCOMP_FILTER"] {
-        assert!(errors.contains(words), "{words} in {errors}");
+    let lines = "device=cdev:/dev/vfio/devices/vfio0
+        ./whimbrel trace --json --hex -o trace -- ./whimbrel save $device -o state --raw >&2
+        ./whimbrel trace --json --hex -o restored -- ./whimbrel restore $device -i state --raw >&2";
+    let ran = machine.script(lines, &[], &["trace", "restored", "state"]);
+    ran.text();
+    let state: String = ran.taken("state").iter().map(|byte| format!("{byte:02x}")).collect();
+    for (name, call, wanted) in [("trace", "read", "3 STOP_COPY"), ("restored", "write", "4 RESUMING")] {
+        let records = records(&ran, name);
+        let [bound] = of(&records, "VFIO_DEVICE_BIND_IOMMUFD")[..] else { panic!("{records:?}") };
+        assert_eq!((&bound["name"], &bound["error"]), (&"device vfio0".into(), &Value::Null), "{bound}");
+        let [space] = of(&records, "IOMMU_IOAS_ALLOC")[..] else { panic!("{records:?}") };
+        assert_eq!(
+            (&space["file"], &bound["argument"]["iommufd"]),
+            (&"iommufd".into(), &space["fd"].to_string().into()),
+            "{space}, {bound}"
+        );
+        let asked = feature(&records, "SET MIG_DEVICE_STATE");
+        assert_eq!(asked["argument"]["device_state"], wanted, "{asked}");
+        let fd: i64 = asked["answer"]["data_fd"].as_str().unwrap().parse().unwrap();
+        let moved: String = of(&records, call)
+            .iter()
+            .filter(|record| record["fd"] == fd)
+            .filter_map(|record| record["data_hex"].as_str())
+            .collect();
+        assert_eq!(moved, state, "{records:?}");
     }
+}
+
+/// The kernel's mock device is the only one here whose pages are not counted by type1: mtty and the displays log no DMA.
+#[test]
+#[ignore = "long"]
+fn the_dirty_pages_that_a_page_table_reports_are_counted() {
+    let Some(machine) = Machine::with("iommufd") else { return };
+    let program = machine.programs.user_tests.as_path();
+    let name = program.file_name().unwrap().to_str().unwrap();
+    let test = "kernel::mock::a_page_table_reports_what_its_iommu_has_marked";
+    let lines =
+        format!("./whimbrel trace --json -o trace -- ./{name} --ignored --exact {test} --test-threads=1");
+    let ran = machine.script(&lines, &[program], &["trace"]);
+    assert!(ran.text().contains("1 passed"), "{}", ran.text());
+    let records = records(&ran, "trace");
+    let tracked = of(&records, "IOMMU_HWPT_SET_DIRTY_TRACKING");
+    assert_eq!(tracked.len(), 4, "{records:?}");
+    // What it marks in its two mappings of four pages, as it reports and unmaps them.
+    let reported = of(&records, "IOMMU_HWPT_GET_DIRTY_BITMAP");
+    let counts = |key: &str| -> Vec<u64> { reported.iter().map(|it| it[key].as_u64().unwrap()).collect() };
+    assert_eq!(counts("dirty_pages"), [0, 0, 2, 1, 0, 0, 2, 1, 1], "{reported:?}");
+    assert_eq!(counts("counted_pages"), [4; 9], "{reported:?}");
 }

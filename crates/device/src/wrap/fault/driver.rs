@@ -217,10 +217,15 @@ impl Migration for Faulty {
 #[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl DmaLogging for Faulty {
     fn start(&mut self, context: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
+        let fails =
+            |kind: &FaultKind| if let FaultKind::LogStart(errno) = kind { Some(*errno) } else { None };
+        self.faults.take(fails).map_or(Ok(()), Err)?;
         self.inner.dma_logging().ok_or(Errno::ENOTTY)?.start(context, ranges)
     }
 
     fn stop(&mut self, context: &Context) -> Result<(), Errno> {
+        let fails = |kind: &FaultKind| if let FaultKind::LogStop(errno) = kind { Some(*errno) } else { None };
+        self.faults.take(fails).map_or(Ok(()), Err)?;
         self.inner.dma_logging().ok_or(Errno::ENOTTY)?.stop(context)
     }
 

@@ -20,7 +20,7 @@
 //! | `reinit after 1MiB` | it reports REINIT from there on: all remaining data, at least a byte, counts as initial data |
 //! | `reinit at end` | it reports REINIT once all data was read |
 //! | `temporary end: 0` | the temporary end of pre-copy is 0, as some kernel drivers have it, not ENOMSG |
-//! | `log report: EIO` | a dirty page report fails |
+//! | `log start: EIO`, `log report: EIO`, `log stop: EIO` | starting the dirty log, a dirty page report, or stopping the log fails |
 //! | `reset: EIO` | a reset fails |
 //!
 //! `*` stands for any state. A migration region shows a device that is not in the state that was asked for as broken: it has
@@ -128,8 +128,12 @@ pub enum FaultKind {
     },
     /// A read at the temporary end of pre-copy returns 0 instead of ENOMSG.
     ZeroAtTemporaryEnd,
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START fails, and no log is started.
+    LogStart(Errno),
     /// A dirty page report fails.
     LogReport(Errno),
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP fails, and the log goes on.
+    LogStop(Errno),
     /// A reset fails.
     Reset(Errno),
 }

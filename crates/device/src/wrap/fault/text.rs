@@ -85,7 +85,9 @@ impl FromStr for Fault {
             ["reinit", "after", bytes] => Ok(FaultKind::Reinit { after: Some(size(bytes)?) }),
             ["reinit", "at", "end"] => Ok(FaultKind::Reinit { after: None }),
             ["temporary", "end:", "0"] => Ok(FaultKind::ZeroAtTemporaryEnd),
+            ["log", "start:", name] => Ok(FaultKind::LogStart(errno(name)?)),
             ["log", "report:", name] => Ok(FaultKind::LogReport(errno(name)?)),
+            ["log", "stop:", name] => Ok(FaultKind::LogStop(errno(name)?)),
             ["reset:", name] => Ok(FaultKind::Reset(errno(name)?)),
             _ => return Err(form()),
         }?;
@@ -168,7 +170,9 @@ impl fmt::Display for Fault {
             FaultKind::Reinit { after: Some(after) } => write!(f, "reinit after {after}")?,
             FaultKind::Reinit { after: None } => f.write_str("reinit at end")?,
             FaultKind::ZeroAtTemporaryEnd => f.write_str("temporary end: 0")?,
+            FaultKind::LogStart(errno) => write!(f, "log start: {errno:?}")?,
             FaultKind::LogReport(errno) => write!(f, "log report: {errno:?}")?,
+            FaultKind::LogStop(errno) => write!(f, "log stop: {errno:?}")?,
             FaultKind::Reset(errno) => write!(f, "reset: {errno:?}")?,
         }
         match self.times {
@@ -215,7 +219,9 @@ mod tests {
             ("reinit after 1KiB once", "reinit after 1024 once"),
             ("reinit at end", "reinit at end"),
             ("temporary end: 0", "temporary end: 0"),
+            ("log start: ENOMEM", "log start: ENOMEM"),
             ("log report: EIO", "log report: EIO"),
+            ("log stop: EIO once", "log stop: EIO once"),
             ("reset: EIO 2 times", "reset: EIO 2 times"),
         ];
         for (line, shown) in lines {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::listener::{expect_hello, listener, sender};
 use super::soon;
-use crate::channel::checks::{CHECK_TIMEOUT, MAX_BYTES, MAX_CHECKS, MAX_QUESTIONS};
+use crate::channel::checks::MAX_CHECKS;
 use crate::channel::{Address, Interrupt, Listener, Received, Receiver, Sender, Until, WaitError, connect};
+use crate::proto::check::{CHECK_TIMEOUT, MAX_BYTES, MAX_QUESTIONS};
 use crate::proto::control::{Checked, Control, Table};
 use crate::proto::frame::CHUNK;
 use crate::proto::greeting::{Answers, Terms};

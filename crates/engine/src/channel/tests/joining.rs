@@ -15,7 +15,7 @@ const ID: u128 = 42;
 const SECRET: Secret = Secret::new([5; 32]);
 
 fn join(lane: u32) -> Join {
-    Join::new(ID, SECRET, Purpose::Lane(lane))
+    Join::new(ID, SECRET, Purpose::lane(lane))
 }
 
 /// Opens the door of a migration with three lanes beside the control connection.
@@ -47,7 +47,7 @@ fn a_connection_that_joins_is_handed_over_with_what_follows_its_first_frame() {
         sender.send(&Control::Join(join(lane)).into(), soon()).unwrap();
         sender.send_now(&Control::Ping { id: 7 }.into(), soon()).unwrap();
         let mut further = given.recv().unwrap();
-        assert_eq!(further.purpose, Purpose::Lane(lane));
+        assert_eq!(further.purpose, Purpose::lane(lane));
         let next = further.receiver.next(soon()).unwrap();
         assert!(matches!(next, Received::Message(Message::Control(Control::Ping { id: 7 }))), "{next:?}");
         further.sender.send_now(&Control::Joined.into(), soon()).unwrap();
@@ -67,12 +67,12 @@ fn a_connection_that_is_not_expected_is_refused_with_the_same_words_whatever_is_
         assert_eq!(refusal(channel), "no such migration");
     };
     refused(Join { secret: Secret::new([4; 32]), ..join(1) });
-    refused(Join::new(ID + 1, SECRET, Purpose::Lane(1)));
+    refused(Join::new(ID + 1, SECRET, Purpose::lane(1)));
     refused(join(0));
     refused(join(4));
     let channel = Arc::new(connect(listener.address(), soon()).unwrap());
     send_first(&channel, Control::Join(join(1)));
-    assert_eq!(given.recv().unwrap().purpose, Purpose::Lane(1));
+    assert_eq!(given.recv().unwrap().purpose, Purpose::lane(1));
     refused(join(1));
     accepted.joins.close();
     let late = Arc::new(connect(listener.address(), soon()).unwrap());
@@ -93,7 +93,7 @@ fn others_are_told_that_it_is_busy_while_connections_are_expected() {
     assert!(refusal(Arc::new(Stream::from(garbage))).contains("busy"));
     let channel = Arc::new(connect(listener.address(), soon()).unwrap());
     send_first(&channel, Control::Join(join(3)));
-    assert_eq!(given.recv().unwrap().purpose, Purpose::Lane(3));
+    assert_eq!(given.recv().unwrap().purpose, Purpose::lane(3));
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn a_program_without_a_listener_gives_connections_itself() {
     let (left, right) = pair();
     send_first(&left, Control::Join(join(1)));
     joins.join(right, soon()).unwrap();
-    assert_eq!(given.recv().unwrap().purpose, Purpose::Lane(1));
+    assert_eq!(given.recv().unwrap().purpose, Purpose::lane(1));
     let (silent, its_end) = pair();
     let error = joins.join(its_end, Until::timeout(Duration::from_millis(10))).unwrap_err();
     assert!(matches!(error, JoinError::Channel(ChannelError::TimedOut)), "{error}");
@@ -133,4 +133,22 @@ fn a_program_without_a_listener_gives_connections_itself() {
     let (other, its_end) = pair();
     send_first(&other, Control::Ping { id: 1 });
     assert!(matches!(joins.join(its_end, soon()), Err(JoinError::Channel(ChannelError::Malformed(_)))));
+}
+
+#[test]
+fn a_connection_that_is_refused_can_read_the_reason_whatever_it_has_sent_meanwhile() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let far = Stream::from(listener.accept().unwrap().0);
+    let mut sender = Sender::new(Arc::new(Stream::from(near.try_clone().unwrap())));
+    sender.send(&Control::Join(join(1)).into(), soon()).unwrap();
+    sender.send(&Message::Padding { data: &vec![0; 50_000] }, soon()).unwrap();
+    sender.finish(soon()).unwrap();
+    let error = Joins::new().join(far, soon()).unwrap_err();
+    assert!(matches!(error, JoinError::NoSuchMigration(_)), "{error}");
+    // One that was closed with unread data is reset, and the reason may be lost on the way.
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut near, &mut answer).expect("it ends in good order");
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.ends_with(r#"{"reason":"no such migration"}"#), "{answer}");
 }

@@ -1,5 +1,6 @@
 //! Frames over real sockets, between threads.
 
+#[path = "../../../tests/certificates/mod.rs"]
 mod certificates;
 mod checks;
 mod frames;

@@ -47,18 +47,30 @@ pub enum TlsError {
     /// The peer does not speak TLS 1.3, or breaks its rules.
     #[error("{0}")]
     Foreign(String),
+    /// The peer uses no TLS.
+    #[error("the peer sends its stream without TLS, which this side was told to use")]
+    Plain,
     /// One of the two sides does not accept the other's certificate.
     #[error("{0}")]
     Untrusted(String),
     /// The wait for the peer ended.
     #[error("TLS with the peer: {0}")]
     Wait(WaitError),
+    /// The system has no more threads or file descriptors, to find changes of the files.
+    #[error("cannot watch the files of TLS: {}", named(.0))]
+    Thread(io::Error),
     /// The connection is broken.
     #[error("the connection failed during the handshake of TLS: {}", named(.0))]
     Failed(io::Error),
 }
 
 impl TlsError {
+    /// Returns whether the same file may be read later. What is too large, or never ends, stays so.
+    pub(super) fn is_passing(&self) -> bool {
+        let Self::Unreadable { error, .. } = self else { return false };
+        !matches!(error.kind(), io::ErrorKind::FileTooLarge | io::ErrorKind::TimedOut)
+    }
+
     /// Returns the error of a connection, with what the peer did wrong.
     pub(super) fn of_connection(error: &Rustls) -> TlsError {
         match error {

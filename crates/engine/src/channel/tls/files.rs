@@ -18,6 +18,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::error::{TlsError, certificate};
 use super::named_client::NamedClient;
+use super::own::Own;
 use crate::channel::{Readiness, Until};
 
 /// The maximum of a file, in bytes.
@@ -43,6 +44,7 @@ pub(super) struct Loaded {
     pub(super) stamp: Stamp,
     pub(super) client: Arc<ClientConfig>,
     pub(super) server: Arc<ServerConfig>,
+    pub(super) own: Arc<Own>,
 }
 
 impl Files {
@@ -73,11 +75,25 @@ impl Files {
             Some(path) => objects(path, "certificate revocation list")?,
             None => Vec::new(),
         };
+        let own = self.own(&provider, &roots, chain.clone())?;
         Ok(Loaded {
             stamp,
+            own: Arc::new(own),
             client: self.client(&provider, &roots, &revocations, (chain.clone(), key.clone_key()))?,
             server: self.server(&provider, &roots, revocations, (chain, key), peer)?,
         })
+    }
+
+    fn own(
+        &self,
+        provider: &Arc<CryptoProvider>,
+        roots: &Arc<RootCertStore>,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Result<Own, TlsError> {
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
+            .build()
+            .map_err(|error| self.unverifiable(&error))?;
+        Ok(Own::new(self.certificate.clone(), chain, verifier))
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -157,7 +173,7 @@ impl Files {
     }
 }
 
-/// Reads a file or a pipe, none of which may keep the caller waiting: connections are accepted on the same thread.
+/// Reads a file or a pipe, none of which may keep the caller waiting.
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let unreadable = |error| TlsError::Unreadable { path: path.to_path_buf(), error };
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);

@@ -1,30 +1,36 @@
 //! TLS 1.3 between the two sides of a migration, each of which shows a certificate and checks that of the other.
 //!
-//! The rules of TLS are rustls's. Here are the files that a side is given ([`Tls`]), the stream that goes through them
-//! ([`TlsStream`]) and the reasons for a refusal ([`TlsError`]).
+//! The rules of TLS are rustls's. Here are the files that a side is given ([`Tls`]), which a listener reads again on a thread
+//! of its own (`watch`), the stream that goes through them ([`TlsStream`]) and the reasons for a refusal ([`TlsError`]).
 
 mod error;
 mod files;
 mod named_client;
+mod own;
 mod stream;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, ServerConnection};
+use rustls::ClientConnection;
+use rustls::pki_types::{ServerName, UnixTime};
 
 use super::{Address, Stream, Until};
 pub use error::TlsError;
-use files::{Files, Loaded};
+use files::{Files, Loaded, Stamp};
 pub use stream::TlsStream;
+pub(super) use watch::WatchedTls;
 
 /// The means of a side to prove who it is, and to check who the other is: its certificate with the key, and the authorities whose certificates it
 /// accepts, all in PEM files.
 ///
-/// The files are read again when they change, for the next connection. If they cannot be used then, those read before
+/// The files are read again when they change, for the next connection, and by a [`Listener`](super::Listener) within a few
+/// seconds, on a thread of its own: connections meanwhile do not wait for that. If they cannot be used then, those read before
 /// stay in use, with a warning.
+///
+/// A warning also tells of a certificate of this side that has expired, or is not valid yet: peers refuse it.
 ///
 /// Both sides have to show a certificate. It has to be signed by an authority of the other side, be valid at this time, be
 /// on no revocation list that the other side has, and name the peer that the other side asked for: a source asks for the
@@ -45,7 +51,18 @@ pub use stream::TlsStream;
 pub struct Tls {
     files: Files,
     peer: Option<ServerName<'static>>,
-    loaded: Arc<Mutex<Option<Arc<Loaded>>>>,
+    shared: Arc<Shared>,
+}
+
+/// The contents of the files, which clones share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Those that were read last. Never held while files are read.
+    last: Mutex<Option<Arc<Loaded>>>,
+    /// Held while files are read.
+    reading: Mutex<()>,
+    /// The files whose failure was told.
+    told: Mutex<Option<Stamp>>,
 }
 
 impl Tls {
@@ -62,7 +79,7 @@ impl Tls {
             authorities: authorities.into(),
             revocations: None,
         };
-        Tls { files, peer: None, loaded: Arc::default() }
+        Tls { files, peer: None, shared: Arc::default() }
     }
 
     /// Names the file of the revocation lists. With it, a peer is refused unless a list of its issuer, which has not
@@ -70,14 +87,14 @@ impl Tls {
     #[must_use]
     pub fn revocations(mut self, file: impl Into<PathBuf>) -> Tls {
         self.files.revocations = Some(file.into());
-        self.loaded = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
     /// Sets the name, a DNS name or an IP address, that the peer's certificate has to carry.
     pub fn peer(mut self, name: &str) -> Result<Tls, TlsError> {
         self.peer = Some(name_of(name)?);
-        self.loaded = Arc::default();
+        self.shared = Arc::default();
         Ok(self)
     }
 
@@ -117,41 +134,53 @@ impl Tls {
 
     /// Makes a connection that was accepted one of TLS, as its server: a destination.
     pub fn accept(&self, stream: Stream, until: Until<'_>) -> Result<TlsStream, TlsError> {
-        let stream = self.begin(Arc::new(stream))?;
+        let stream = TlsStream::server(Arc::new(stream), &self.load()?.server)?;
         stream.handshake(until)?;
         Ok(stream)
     }
 
-    /// Begins as a server. Reading goes on with the handshake.
-    pub(super) fn begin(&self, stream: Arc<Stream>) -> Result<TlsStream, TlsError> {
-        let connection = ServerConnection::new(self.load()?.server.clone())
-            .map_err(|error| TlsError::of_connection(&error))?;
-        Ok(TlsStream::new(stream, connection.into()))
+    /// Keeps others from reading the files, as long as the result exists.
+    #[cfg(test)]
+    pub(super) fn hold_reading(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.shared.reading.lock()
     }
 
-    /// Returns what the files say now.
+    /// Returns whether the files were read since they changed, or will not be read before they change again.
+    #[cfg(test)]
+    pub(super) fn is_up_to_date(&self) -> bool {
+        self.shared.last.lock().as_ref().is_some_and(|last| last.stamp == self.files.stamp())
+    }
+
+    /// Returns what the files say now. Reads them if they have changed.
     fn load(&self) -> Result<Arc<Loaded>, TlsError> {
-        let mut loaded = self.loaded.lock();
+        let _reading = self.shared.reading.lock();
         let stamp = self.files.stamp();
-        if let Some(earlier) = &*loaded
-            && earlier.stamp == stamp
-        {
-            return Ok(earlier.clone());
-        }
-        match (self.files.load(stamp.clone(), self.peer.as_ref()), &*loaded) {
-            (Ok(new), _) => {
-                let new = Arc::new(new);
-                *loaded = Some(new.clone());
-                Ok(new)
+        let earlier = self.shared.last.lock().clone();
+        let loaded = match earlier {
+            Some(earlier) if earlier.stamp == stamp => earlier,
+            earlier => {
+                let new = Arc::new(self.read(stamp, earlier.as_deref())?);
+                *self.shared.last.lock() = Some(new.clone());
+                new
             }
+        };
+        loaded.own.tell(UnixTime::now());
+        Ok(loaded)
+    }
+
+    /// Reads the files. What was read earlier stays in use if they cannot be used.
+    fn read(&self, stamp: Stamp, earlier: Option<&Loaded>) -> Result<Loaded, TlsError> {
+        match (self.files.load(stamp.clone(), self.peer.as_ref()), earlier) {
             (Err(error), Some(earlier)) => {
-                tracing::warn!(%error, "the files of TLS have changed and cannot be used: those before stay in use");
                 // Said once for each change.
-                let stamped = Arc::new(Loaded { stamp, ..Loaded::clone(earlier) });
-                *loaded = Some(stamped.clone());
-                Ok(stamped)
+                if self.shared.told.lock().replace(stamp.clone()).as_ref() != Some(&stamp) {
+                    tracing::warn!(%error, "the files of TLS have changed and cannot be used: those before stay in use");
+                }
+                // What could not be read for now, as without a descriptor left, is read again at the next look.
+                let stamp = if error.is_passing() { earlier.stamp.clone() } else { stamp };
+                Ok(Loaded { stamp, ..earlier.clone() })
             }
-            (Err(error), None) => Err(error),
+            (read, _) => read,
         }
     }
 }

@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustls::Connection;
+use rustls::{Connection, Error as Rustls, ServerConfig, ServerConnection};
+use zerocopy::IntoBytes;
 
 use super::error::TlsError;
 use crate::channel::{Channel, Readiness, Stream, Until};
+use crate::proto::frame::Preamble;
 
 /// A connection with TLS 1.3 whose two sides have checked each other's certificates. [`Tls`](super::Tls) makes it.
 pub struct TlsStream {
@@ -22,8 +24,14 @@ struct Session {
     connection: Connection,
     /// Set after an error of TLS: nothing can be sent or received any more.
     has_failed: bool,
+    /// Set after a write has failed: what is encrypted cannot be sent any more.
+    cannot_send: bool,
+    /// The first bytes of the peer, as they came.
+    head: Vec<u8>,
 }
 
+/// The first bytes to keep: those by which a peer without TLS is recognised.
+const HEAD: usize = 8;
 /// The bytes that are encrypted before they have to be sent.
 const UNSENT: usize = 256 << 10;
 /// The number of pieces of TLS to take in without data among them, before others get their turn.
@@ -34,7 +42,15 @@ const RECORD: usize = 18 << 10;
 impl TlsStream {
     pub(super) fn new(socket: Arc<Stream>, mut connection: Connection) -> TlsStream {
         connection.set_buffer_limit(Some(UNSENT));
-        TlsStream { socket, session: Mutex::new(Session { connection, has_failed: false }) }
+        let session = Session { connection, has_failed: false, cannot_send: false, head: Vec::new() };
+        TlsStream { socket, session: Mutex::new(session) }
+    }
+
+    /// Begins as a server.
+    pub(super) fn server(socket: Arc<Stream>, config: &Arc<ServerConfig>) -> Result<TlsStream, TlsError> {
+        let connection =
+            ServerConnection::new(config.clone()).map_err(|error| TlsError::of_connection(&error))?;
+        Ok(TlsStream::new(socket, connection.into()))
     }
 
     /// Waits until both sides have agreed. As a client this is before the peer has checked this side's certificate.
@@ -59,6 +75,11 @@ impl TlsStream {
     /// Returns whether an error has ended TLS. An alert that tells the peer the reason may be on its way.
     pub(in crate::channel) fn has_failed(&self) -> bool {
         self.session.lock().has_failed
+    }
+
+    /// Returns whether bytes of TLS wait until the socket takes them. A read sends them as well.
+    pub(in crate::channel) fn wants_write(&self) -> bool {
+        self.session.lock().wants_write()
     }
 }
 
@@ -85,25 +106,42 @@ impl Session {
 
     /// Reads some bytes of TLS, and answers what has to be answered. 0 at the end of the stream.
     fn take_in(&mut self, socket: &Stream) -> io::Result<usize> {
-        let count = self.connection.read_tls(&mut Bytes(socket))?;
+        let count = self.connection.read_tls(&mut Incoming { socket, head: &mut self.head })?;
         let processed = self.connection.process_new_packets();
         self.has_failed = processed.is_err();
         // Also the alert that tells the peer what is wrong. The next write finds out that the peer has gone: what it said
         // before that is read.
         let _ = self.flush(socket);
-        processed.map_err(|error| TlsError::of_connection(&error))?;
+        processed.map_err(|error| match error {
+            Rustls::InvalidMessage(_) if is_a_stream(&self.head) => TlsError::Plain,
+            error => TlsError::of_connection(&error),
+        })?;
         Ok(count)
+    }
+
+    /// Returns whether encrypted bytes are left that can still be sent.
+    fn wants_write(&self) -> bool {
+        !self.cannot_send && self.connection.wants_write()
     }
 
     /// Sends what is encrypted.
     fn flush(&mut self, socket: &Stream) -> io::Result<()> {
         while self.connection.wants_write() {
-            if self.connection.write_tls(&mut Bytes(socket))? == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+            let error = match self.connection.write_tls(&mut Outgoing(socket)) {
+                Ok(0) => io::ErrorKind::WriteZero.into(),
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            self.cannot_send = error.kind() != io::ErrorKind::WouldBlock;
+            return Err(error);
         }
         Ok(())
     }
+}
+
+/// Returns whether the first bytes of a peer are those of a stream without TLS.
+fn is_a_stream(head: &[u8]) -> bool {
+    head.len() >= HEAD / 2 && Preamble::CURRENT.as_bytes().starts_with(head)
 }
 
 /// Returns whether a call would have had to wait.
@@ -130,6 +168,10 @@ impl Channel for TlsStream {
         let mut session = self.session.lock();
         if session.has_failed {
             return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        if session.wants_write() {
+            // The peer may have to read it before it sends more. The next write finds out that the peer has gone.
+            let _ = session.flush(&self.socket);
         }
         for _ in 0..WITHOUT_DATA {
             match session.connection.reader().read(buffer) {
@@ -194,16 +236,25 @@ impl AsFd for TlsStream {
     }
 }
 
-/// The socket as rustls reads and writes it.
-struct Bytes<'a>(&'a Stream);
+/// The socket as rustls reads it.
+struct Incoming<'a> {
+    socket: &'a Stream,
+    head: &'a mut Vec<u8>,
+}
 
-impl Read for Bytes<'_> {
+impl Read for Incoming<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(buffer)
+        let count = self.socket.try_read(buffer)?;
+        let missing = HEAD.saturating_sub(self.head.len());
+        self.head.extend_from_slice(&buffer[..count.min(missing)]);
+        Ok(count)
     }
 }
 
-impl Write for Bytes<'_> {
+/// The socket as rustls writes it.
+struct Outgoing<'a>(&'a Stream);
+
+impl Write for Outgoing<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.0.try_write(&[IoSlice::new(data)])
     }

@@ -1,6 +1,7 @@
 //! Peers that come while a migration is in progress: those that join it are handed over, and all others are refused.
 
-use super::{Failure, GREETING_TIMEOUT, Unknown, Visitors, busy, failure_of};
+use super::unknown::{Failure, Unknown, failure_of};
+use super::{GREETING_TIMEOUT, Visitors, busy};
 use crate::channel::{ChannelError, Joins, Until};
 use crate::proto::control::Control;
 use crate::proto::frame::Kind;

@@ -3,7 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::{Unknown, Visitors};
+use super::Visitors;
+use super::unknown::Unknown;
 use crate::channel::visitor_stream::VisitorStream;
 use crate::channel::{Channel, Sender, Until};
 use crate::proto::control::{Control, Reason};
@@ -71,7 +72,7 @@ impl Visitors {
 impl Leaving {
     /// Ends the stream after the reason, once that is possible. Returns whether the peer can still read it.
     fn tell(&mut self) -> bool {
-        if self.stream.is_handshaking() {
+        if self.stream.is_handshaking() || !self.stream.flush() {
             return true;
         }
         match self.sender.take() {

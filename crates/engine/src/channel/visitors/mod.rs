@@ -8,8 +8,8 @@
 
 mod joining;
 mod leaving;
+mod unknown;
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -17,17 +17,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use self::unknown::{Failure, Unknown};
 use super::bound::Bound;
-use super::checks::{Check, Checks};
+use super::checks::{Checks, Peer};
+use super::tls::WatchedTls;
 use super::visitor_stream::VisitorStream;
 use super::warnings::Warnings;
-use super::{ChannelError, Joins, Receiver, Sender, Stream, Tls, TlsError, Until, WaitError, new_secret};
-use crate::proto::control::{Control, Reason};
-use crate::proto::frame::Kind;
+use super::{Joins, Receiver, Sender, Until, WaitError};
 use crate::proto::greeting::{Answers, BUSY, Greeting, Terms};
-use crate::proto::join::NoSuchMigration;
-use crate::proto::negotiate::{Accept, Offer};
-use crate::proto::table;
 
 /// The number of peers without a HELLO that may stay for the whole time of a greeting.
 pub(super) const MAX_UNKNOWN: usize = 16;
@@ -54,20 +51,7 @@ pub(super) struct Visitors {
     /// Set while the system is out of descriptors or memory for a connection.
     is_short: bool,
     warnings: Warnings,
-    tls: Option<Tls>,
-}
-
-/// A peer whose greeting is not complete.
-#[derive(Debug)]
-struct Unknown {
-    stream: VisitorStream,
-    /// Its name for the log. A socket whose peer has reset it does not tell it any more.
-    name: String,
-    sender: Sender,
-    receiver: Receiver,
-    since: Instant,
-    /// Its HELLO and the answer, once it has got ACCEPT.
-    accepted: Option<(Offer, Accept)>,
+    tls: Option<WatchedTls>,
 }
 
 /// A peer whose greeting is complete.
@@ -77,17 +61,6 @@ pub(super) struct Known {
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
     pub(super) greeting: Greeting,
-}
-
-/// The end of a greeting that is not completed.
-#[derive(Debug)]
-enum Failure {
-    /// The peer has left.
-    Left(String),
-    /// It is refused.
-    Refused(String),
-    /// One of the two sides does not accept the other's certificate.
-    Untrusted(String),
 }
 
 /// The treatment of new peers.
@@ -106,87 +79,9 @@ impl Policy<'_> {
     }
 }
 
-impl Unknown {
-    fn new(stream: Stream, tls: Option<&Tls>, since: Instant) -> Result<Unknown, TlsError> {
-        let name = name_of(&stream);
-        let stream = VisitorStream::new(stream, tls)?;
-        let (sender, receiver) = (Sender::new(stream.channel()), Receiver::new(stream.channel()));
-        Ok(Unknown { stream, name, sender, receiver, since, accepted: None })
-    }
-
-    /// Takes in what has arrived, and answers it. Returns the greeting once it is complete, and `None` before.
-    fn greet(&mut self, terms: &Terms) -> Result<Option<Greeting>, Failure> {
-        let refused = |error: &dyn std::error::Error| Failure::Refused(error.to_string());
-        loop {
-            let expected = if self.accepted.is_some() { Kind::Table } else { Kind::Hello };
-            match self.receiver.greeting(expected, Until::now()) {
-                Ok(Control::Hello(offer)) => {
-                    let features = terms.choose(&offer).map_err(|error| refused(&error))?;
-                    let needs_secret = features.iter().any(|feature| feature.joins());
-                    let secret =
-                        needs_secret.then(new_secret).transpose().map_err(|error| refused(&error))?;
-                    let accept = terms.accept(&offer, &features, secret);
-                    self.sender
-                        .send_now(&Control::Accept(accept.clone()).into(), Until::now())
-                        .map_err(|error| Failure::Left(error.to_string()))?;
-                    self.accepted = Some((offer, accept));
-                }
-                Ok(Control::Table(table)) => {
-                    table::check(&table).map_err(|error| refused(&error))?;
-                    let greeted = self.accepted.take();
-                    return Ok(greeted.map(|(offer, accept)| Greeting::new(offer, accept, table)));
-                }
-                Ok(Control::Abort(Reason { reason })) => {
-                    return Err(Failure::Left(format!("the source ended the migration: {reason}")));
-                }
-                Ok(other) => return Err(Failure::Refused(format!("unexpected {}", other.name()))),
-                Err(ChannelError::TimedOut) if self.since.elapsed() < GREETING_TIMEOUT => return Ok(None),
-                Err(ChannelError::TimedOut) => {
-                    return Err(Failure::Refused(format!("no {expected} within the time limit")));
-                }
-                // It belongs to a migration that is over, or to that of another destination.
-                Err(ChannelError::Malformed(error)) if error.is_unexpected(Kind::Join) => {
-                    return Err(refused(&NoSuchMigration));
-                }
-                Err(error @ ChannelError::Closed) => return Err(Failure::Left(error.to_string())),
-                Err(ChannelError::Failed(error)) => return Err(failure_of(&error)),
-                Err(error) => return Err(refused(&error)),
-            }
-        }
-    }
-
-    /// Returns why the peer, which has got ACCEPT, cannot stay on these terms.
-    fn objection(&self, terms: &Terms) -> Option<String> {
-        let (offer, accept) = self.accepted.as_ref()?;
-        match terms.choose(offer) {
-            Ok(chosen) if terms.accept(offer, &chosen, accept.secret) == *accept => None,
-            Ok(_) => Some("the destination has other features now than those of its ACCEPT".into()),
-            Err(error) => Some(error.to_string()),
-        }
-    }
-}
-
-/// Returns what a failed connection means.
-fn failure_of(error: &io::Error) -> Failure {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
-        Some(inner @ TlsError::Untrusted(_)) => Failure::Untrusted(inner.to_string()),
-        Some(inner) => Failure::Refused(inner.to_string()),
-        None => Failure::Refused(format!("the connection failed: {error}")),
-    }
-}
-
-/// Returns a peer's name for the log: its IP address, or the process at the other end of a Unix socket.
-fn name_of(stream: &Stream) -> String {
-    match stream.peer() {
-        Some(address) => address.to_string(),
-        None => rustix::net::sockopt::socket_peercred(stream)
-            .map_or_else(|_| "unknown".to_string(), |peer| format!("process {}", peer.pid)),
-    }
-}
-
 impl Visitors {
     /// Greets new peers with TLS only.
-    pub(super) fn use_tls(&mut self, tls: Tls) {
+    pub(super) fn use_tls(&mut self, tls: WatchedTls) {
         self.tls = Some(tls);
     }
 
@@ -226,8 +121,11 @@ impl Visitors {
         let unknown = self.unknown.iter().map(|peer| &peer.stream);
         let streams =
             unknown.chain(self.leaving.iter().map(|peer| &peer.stream)).chain(self.checks.streams());
+        let event = |stream: &VisitorStream| {
+            if stream.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
+        };
         let mut fds: Vec<_> =
-            streams.map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)).collect();
+            streams.map(|stream| PollFd::from_borrowed_fd(stream.as_fd(), event(stream))).collect();
         if self.may_accept(now) {
             fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
         }
@@ -237,7 +135,7 @@ impl Visitors {
 
     /// Refuses all present peers, because another one is the sender.
     pub(super) fn refuse_all(&mut self) {
-        for Check { stream, sender, .. } in self.checks.take() {
+        for Peer { stream, sender, .. } in self.checks.take() {
             self.tell(stream, sender, &busy());
         }
         for peer in std::mem::take(&mut self.unknown) {
@@ -250,8 +148,8 @@ impl Visitors {
 
     /// Goes on with the checks.
     fn attend(&mut self) {
-        for (check, reason) in self.checks.serve() {
-            self.tell(check.stream, check.sender, &reason);
+        for (peer, reason) in self.checks.serve() {
+            self.tell(peer.stream, peer.sender, &reason);
         }
     }
 
@@ -294,8 +192,8 @@ impl Visitors {
                 _ => return,
             };
             let oldest = self.unknown.remove(oldest);
-            let reason = "too many connections without a complete greeting";
-            self.dismiss(oldest, Failure::Refused(reason.into()));
+            let reason = format!("{BUSY}too many connections without a complete greeting");
+            self.dismiss(oldest, Failure::Refused(reason));
         }
     }
 
@@ -344,17 +242,17 @@ impl Visitors {
     /// Answers a peer that only asks whether its devices fit.
     fn answer(&mut self, peer: Unknown, greeting: &Greeting, answers: &Answers) {
         let Unknown { stream, name, sender, receiver, .. } = peer;
-        let check = Check::new(stream, name, sender, receiver);
-        if let Err(refused) = self.checks.begin(check, &greeting.table, answers) {
-            let (check, reason) = *refused;
-            self.tell(check.stream, check.sender, &reason);
+        let peer = Peer { stream, name, sender, receiver };
+        if let Err(refused) = self.checks.begin(peer, &greeting.table, answers) {
+            let (peer, reason) = *refused;
+            self.tell(peer.stream, peer.sender, &reason);
         }
     }
 
     /// Ends the greeting of a peer that is not the sender, and says so: as a warning only of one that has begun like a sender.
     fn dismiss(&mut self, peer: Unknown, failure: Failure) {
-        let (Failure::Left(reason) | Failure::Refused(reason) | Failure::Untrusted(reason)) = &failure;
-        let begins_like_a_sender = peer.receiver.has_message() || matches!(failure, Failure::Untrusted(_));
+        let (Failure::Left(reason) | Failure::Refused(reason) | Failure::Protection(reason)) = &failure;
+        let begins_like_a_sender = peer.receiver.has_message() || matches!(failure, Failure::Protection(_));
         if !begins_like_a_sender {
             tracing::debug!(peer = %peer.name, reason, "a connection ended that was not a sender's");
         } else if self.warnings.allow() {
@@ -362,7 +260,7 @@ impl Visitors {
         } else {
             tracing::debug!(peer = %peer.name, reason, "a sender's greeting failed");
         }
-        if let Failure::Refused(reason) | Failure::Untrusted(reason) = failure {
+        if let Failure::Refused(reason) | Failure::Protection(reason) = failure {
             self.refuse(peer, &reason);
         }
     }

@@ -3,23 +3,13 @@
 use whimbrel_user::State;
 
 use super::{Destination, Phase};
-use crate::progress as shown;
 use crate::proto::control::Control;
 use crate::proto::operation::{Command, Operation, Place};
 
 impl Destination {
-    pub(super) fn trace_phase(&mut self) {
-        let round = match self.shown_phase() {
-            shown::Phase::Round(number) => Some(number),
-            _ => None,
-        };
-        self.spans.enter(round, self.phase);
-        tracing::debug!(parent: self.spans.current(), "phase begins");
-    }
-
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
-        self.trace_phase();
+        self.spans.enter(self.shown_phase(), self.phase);
         self.phase_began = self.now;
         self.answered = false;
         let (timeout, call) = (self.site.options.timeout, self.site.options.call_timeout);

@@ -51,7 +51,7 @@ impl Destination {
     pub(super) fn give_up_pending(&mut self) {
         for (place, operation) in self.pending.abandon() {
             let error = self.overdue_error(place, &operation);
-            tracing::warn!(%error, "going on without it");
+            tracing::debug!(%error, "going on without it");
             if let Place::Device(index) = place
                 && let Some(device) = self.devices.get_mut(index)
             {
@@ -62,7 +62,7 @@ impl Destination {
             } else if self.phase == Phase::Run && operation == Operation::Run {
                 self.cause = Some(Error::GuestAfterHandover(Box::new(error)));
             } else {
-                self.taken.warnings.push(error.to_string());
+                self.warn(error.to_string());
             }
         }
     }

@@ -36,10 +36,10 @@ impl Destination {
             (Operation::Send(Control::Running(_)), Ok(_)) => self.taken.confirmed = true,
             (_, Ok(_)) => {}
             (operation, Err(error)) if self.phase == Phase::Run => {
-                tracing::warn!(%error, %operation, "the devices run here");
+                tracing::debug!(%operation, "failed while the devices run here");
                 match operation {
                     Operation::Run => self.cause = Some(Error::GuestAfterHandover(Box::new(error))),
-                    _ => self.taken.warnings.push(error.to_string()),
+                    _ => self.warn(error.to_string()),
                 }
             }
             (operation, Err(error)) => {
@@ -85,6 +85,8 @@ impl Destination {
                 self.round_ended(number, initial);
             }
             (Control::DeviceEnd { bytes, .. }, Phase::Load) => {
+                // A source that has not said so has stopped its devices as well.
+                self.resumption.forbid();
                 self.taken.device_bytes = self.taken.device_bytes.saturating_add(bytes);
             }
             (Control::End { memory_bytes }, Phase::Load) => self.ended(memory_bytes),

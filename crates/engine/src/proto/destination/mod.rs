@@ -63,9 +63,9 @@ pub enum Phase {
     Load,
     /// The devices load the data of a round.
     RoundEnd,
-    /// The connection is lost in pre-copy: transfers are interrupted, and the devices load what has arrived.
+    /// A connection is lost in pre-copy: transfers are interrupted, and the devices load what has arrived.
     Broken,
-    /// The connection is lost: it is ended here, and the source's JOIN on another one is awaited.
+    /// A connection is lost: all are ended here, and the source's JOIN on another one is awaited.
     Await,
     /// RESUMED is sent on the new connection.
     Rejoin,
@@ -264,6 +264,12 @@ impl Destination {
         for device in 0..self.devices.len() {
             self.pending.start(Place::Device(device), operation.clone());
         }
+    }
+
+    /// Reports a problem that does not change the outcome.
+    fn warn(&mut self, warning: String) {
+        tracing::warn!("{warning}");
+        self.taken.warnings.push(warning);
     }
 
     /// Returns whether the devices belong to this side: HANDOVER has arrived.

@@ -20,16 +20,17 @@ pub struct DestinationOptions {
     /// The maximum number of connections in all that the source may use, 1 to 16.
     pub channels: u32,
     /// The time to wait for the source on another connection, after the one with it was lost in pre-copy. Zero: the loss ends
-    /// the migration. The smaller of both sides' times counts. Of several connections none is replaced.
+    /// the migration. The smaller of both sides' times counts. Of several connections, all are replaced when one is lost.
     pub reconnect: Duration,
     /// The maximum of memory for data that has arrived and that no device has taken yet, in bytes, whatever the source does.
     /// Each connection needs little more than 3 MiB of it: with less than that for all, fewer connections are allowed. It does
     /// not include the state of the source's owner, of which there may be 64 MiB, and the memory that is migrated, which is
-    /// received in its place.
+    /// received in its place. Compressed memory is decompressed beside its place, within this bound.
     pub receive_memory: u64,
 }
 
-/// The memory that a connection takes: the largest payload, and what is read ahead.
+/// The memory that a connection takes: the largest payload, the memory of a compressed frame with its decompressor, and what is
+/// read ahead.
 const LANE: u64 = 2 << 20;
 /// The memory that a buffer of device state takes: the largest payload.
 const BUFFER: u64 = MAX_PAYLOAD as u64;

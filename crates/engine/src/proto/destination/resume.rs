@@ -1,4 +1,5 @@
-//! A connection that is lost in pre-copy is replaced: the destination keeps what it has, and waits for the source to come back.
+//! A connection that is lost in pre-copy is replaced, and all others with it: the destination keeps what it has, and waits for the
+//! source to come back.
 //!
 //! Its caller has checked that a connection is the source's.
 
@@ -67,7 +68,7 @@ impl Destination {
 
     fn link_lost(&mut self, error: Error) {
         if self.resumption.loss.is_none() {
-            tracing::warn!(parent: self.span(), %error, "the connection to the source is lost");
+            tracing::warn!(parent: self.span(), %error, "a connection to the source is lost");
             self.resumption.loss = Some(Loss { since: self.now, cause: error });
         }
         self.lost = true;

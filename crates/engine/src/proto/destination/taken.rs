@@ -10,7 +10,7 @@ pub struct Taken {
     pub migration: String,
     /// The devices' names at the source.
     pub from_devices: Vec<String>,
-    /// The number of connections that were lost in pre-copy and replaced.
+    /// The number of times that a connection was lost in pre-copy and replaced, with all others.
     pub reconnections: u32,
     /// Rounds of pre-copy.
     pub rounds: u32,

@@ -10,6 +10,7 @@ use crate::proto::control::{BlobName, Checked, Fits, Mismatch, Ready, Running};
 use crate::proto::identity::PciIdentity;
 use crate::proto::join::{Join, Purpose, Resumed, Secret};
 use crate::proto::negotiate::{Accept, Feature, Offer};
+use crate::proto::table::MAX_BLOB_NAME;
 use crate::set::RamRegion;
 
 fn round_trip(message: &Message<'_>) {
@@ -71,8 +72,9 @@ fn every_control() -> Vec<Control> {
         Control::Running(Running { start_us: 4 }),
         Control::Failed(reason.clone()),
         Control::Abort(reason),
-        Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Lane(1))),
+        Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::lane(1))),
         Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Resumption(3))),
+        Control::Join(Join::new(7, Secret::new([9; 32]), Purpose::Lane { lane: 1, resumption: 3 })),
         Control::Joined,
         Control::Resumed(Resumed { round: 3, devices: vec![0, u64::MAX] }),
         Control::StateTaken { device: 3, bytes: 1 << 50 },
@@ -90,6 +92,19 @@ fn every_message_reads_back_as_it_was_written() {
         Message::MemoryZero { address: 4096, length: u64::MAX },
         Message::DeviceState { device: 3, ends: false, data: b"x" },
         Message::DeviceState { device: 3, ends: true, data: &full },
+        Message::CompressedMemory { address: 1 << 63, data: Compressed { length: 2, bytes: b"x" } },
+        Message::CompressedMemory {
+            address: 0,
+            data: Compressed {
+                length: MAX_COMPRESSED_MEMORY as u32,
+                bytes: &full[..MAX_COMPRESSED_MEMORY - 1],
+            },
+        },
+        Message::CompressedState {
+            device: 3,
+            ends: true,
+            data: Compressed { length: CHUNK as u32, bytes: &full[..CHUNK - 1] },
+        },
         Message::Setup { device: 1, data: b"x" },
         Message::Setup { device: 1, data: &full[..MAX_SETUP] },
         Message::Blob { name: &longest, version: 3, last: true, data: &full },
@@ -126,6 +141,27 @@ fn payloads_of_the_wrong_length_are_refused() {
     ];
     for (kind, payload) in cases {
         assert!(Message::parse(kind, payload).is_err(), "{kind} {}", payload.len());
+    }
+}
+
+#[test]
+fn compressed_data_is_smaller_than_it_was_and_that_is_within_its_bound() {
+    for (kind, most) in [(Kind::MemoryZstd, MAX_COMPRESSED_MEMORY), (Kind::DeviceStateZstd, CHUNK)] {
+        let parse = |length: usize, bytes: usize| {
+            let head = [&[0; 8][..], &(length as u32).to_le_bytes(), &[0; 4]].concat();
+            Message::parse(kind, &[head, vec![7; bytes]].concat()).is_ok()
+        };
+        for (length, bytes) in [(2, 1), (100, 99), (most, 1), (most, most - 1)] {
+            assert!(parse(length, bytes), "{kind}: {bytes} of {length}");
+        }
+        for (length, bytes) in
+            [(0, 0), (0, 1), (1, 1), (2, 0), (100, 100), (100, 101), (most + 1, 1), (u32::MAX as usize, 1)]
+        {
+            assert!(!parse(length, bytes), "{kind}: {bytes} of {length}");
+        }
+        for short in 0..16 {
+            assert!(Message::parse(kind, &vec![1; short]).is_err(), "{kind}: {short}");
+        }
     }
 }
 

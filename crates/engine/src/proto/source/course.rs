@@ -1,30 +1,20 @@
 //! The order of the source's phases: what each one starts, when it is done, and what follows.
 
 use super::{Phase, Source};
-use crate::progress as shown;
 use crate::proto::control::Control;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Operation, Place};
 
 impl Source {
-    pub(super) fn trace_phase(&mut self) {
-        let round = match self.shown_phase() {
-            shown::Phase::Round(number) => Some(number),
-            _ => None,
-        };
-        self.spans.enter(round, self.phase);
-        tracing::debug!(parent: self.spans.current(), "phase begins");
-    }
-
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
-        self.trace_phase();
+        self.spans.enter(self.shown_phase(), self.phase);
         self.phase_began = self.now;
         self.answered = false;
         let in_downtime = self.stopped_at.map(|stopped| stopped + self.stop_budget);
         let (timeout, call) = (self.plan.options.timeout, self.plan.options.call_timeout);
         self.deadline = match phase {
-            Phase::Hello | Phase::Table | Phase::Lanes | Phase::RoundEnd | Phase::Ping | Phase::Committed => {
+            Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::Committed => {
                 Some(self.now + timeout)
             }
             // Each frame and each call has a deadline of its own.
@@ -41,7 +31,10 @@ impl Source {
             // READY is an answer like any other, however large the budget is.
             Phase::End => in_downtime.into_iter().chain([self.now + timeout]).min(),
             Phase::Broken | Phase::Reconnect => self.resumption_ends(),
-            Phase::Join => self.resumption_ends().into_iter().chain([self.now + timeout]).min(),
+            // Lanes are opened anew, too, before a lost connection counts as replaced.
+            Phase::Join | Phase::Lanes => {
+                self.resumption_ends().into_iter().chain([self.now + timeout]).min()
+            }
             Phase::Release | Phase::Settle(_) | Phase::Park => Some(self.now + call),
             Phase::Back(back) => Some(self.now + back.timeout(call)),
         };
@@ -68,7 +61,8 @@ impl Source {
             Phase::End => self.say_end(),
             Phase::Committed => self.commit(),
             Phase::Release => self.release(),
-            Phase::Broken | Phase::Settle(_) => self.pending.command(Command::Interrupt),
+            Phase::Broken => self.give_up_connections(),
+            Phase::Settle(_) => self.pending.command(Command::Interrupt),
             Phase::Reconnect => self.reconnect(),
             Phase::Join => self.pending.start(Place::Stream, Operation::Listen),
             Phase::Resend => self.resend(),
@@ -105,7 +99,8 @@ impl Source {
     pub(super) fn advance(&mut self) {
         match self.phase {
             Phase::Hello => self.enter(Phase::Table),
-            Phase::Table if self.channels() > 1 => self.enter(Phase::Lanes),
+            Phase::Table | Phase::Join if self.channels() > 1 => self.enter(Phase::Lanes),
+            Phase::Lanes if self.is_unlinked() => self.enter(Phase::Resend),
             Phase::Table | Phase::Lanes => self.enter(Phase::Precopy),
             Phase::RoundQuery => self.enter(Phase::RoundSend),
             Phase::RoundSend => {

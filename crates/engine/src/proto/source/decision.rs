@@ -44,9 +44,11 @@ impl Source {
         }
     }
 
-    /// Returns whether the devices would stop if no more memory were written. What only their stop yields stays.
+    /// Returns whether the devices would stop if no more memory were written. What only their stop yields stays, and so does
+    /// memory whose writes are not logged: all of it is sent after the stop.
     fn slowing_may_help(&self) -> bool {
         !self.plan.table.memory.is_empty()
+            && self.is_logged
             && rounds::decide(self.least_prediction, self.bounds(), true, 0) == Decision::Switchover
     }
 

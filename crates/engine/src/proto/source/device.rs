@@ -26,6 +26,8 @@ pub(super) struct Device {
     pub(super) left: u64,
     /// Bytes of its state sent so far.
     pub(super) sent: u64,
+    /// The same up to the last round that the destination has confirmed.
+    pub(super) confirmed: u64,
     /// Bytes of its state sent since the stop.
     pub(super) sent_at_last: u64,
     /// The last known state.
@@ -50,6 +52,7 @@ impl Device {
             last_done: now,
             left: 0,
             sent: 0,
+            confirmed: 0,
             sent_at_last: 0,
             state: Some(State::Running),
             stranded: None,
@@ -88,6 +91,7 @@ impl Source {
                     device.sent_at_last += sent.bytes;
                 }
                 self.report.wire_bytes += sent.wire;
+                self.state_was_sent(sent);
                 self.round.device += sent.bytes;
                 self.round.wire += sent.wire;
             }
@@ -106,12 +110,22 @@ impl Source {
 
     /// Keeps the state that a device has entered, also for the report.
     pub(super) fn note_transition(&mut self, index: usize, to: State, took: Duration) {
+        self.note_state(index, to, took, false);
+    }
+
+    /// Keeps that a device was reset, which runs then, also for the report.
+    pub(super) fn note_reset(&mut self, index: usize, took: Duration) {
+        self.note_state(index, State::Running, took, true);
+    }
+
+    fn note_state(&mut self, index: usize, to: State, took: Duration, by_reset: bool) {
         if let Some(device) = self.devices.get_mut(index) {
             device.state = Some(to);
         }
         self.report.transitions.push(Transition {
             device: index,
             to: to.to_string(),
+            by_reset,
             at_ms: milliseconds(self.now.saturating_sub(self.started)),
             ms: milliseconds(took),
         });

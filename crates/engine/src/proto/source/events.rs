@@ -25,12 +25,12 @@ impl Source {
                 tracing::debug!(?operation, %error, "ended after the failure");
             }
             (Err(error), Phase::Release | Phase::Park | Phase::Over) => {
-                tracing::warn!(?place, ?operation, %error, "could not be done after the handover");
+                tracing::debug!(?place, ?operation, "could not be done after the handover");
                 let hint = match operation {
                     Operation::SetState(_) => "; reset it before it is used again at the source",
                     _ => "",
                 };
-                self.report.warnings.push(format!("{error}{hint}"));
+                self.warn(format!("{error}{hint}"));
             }
             (Err(error), Phase::Slow | Phase::Broken) if matches!(operation, Operation::Slow(_)) => {
                 self.warn(format!("the owner could not be slowed down: {error}"));
@@ -50,9 +50,10 @@ impl Source {
                 self.memory_left = bytes;
                 self.dirtiest = None;
             }
-            (_, Done::Dirty { bytes, most }) => {
+            (_, Done::Dirty { bytes, most, is_logged }) => {
                 self.memory_left = bytes;
                 self.dirtiest = most;
+                self.is_logged = is_logged;
             }
             (_, Done::Slowed(is_slower)) => self.slowing.note(is_slower),
             (_, Done::Sent(sent)) => {
@@ -61,6 +62,7 @@ impl Source {
                     self.report.zero_bytes += sent.zero;
                     self.round.memory += sent.bytes;
                     self.round.scanning += sent.scanning;
+                    self.memory_was_sent(sent);
                 }
                 self.report.wire_bytes += sent.wire;
                 self.round.wire += sent.wire;
@@ -76,6 +78,7 @@ impl Source {
                     Ok(features) => self.features = features,
                     Err(error) => return self.fail(error.into()),
                 }
+                self.agree_on_compression();
                 self.agree_on_resumption(accept);
                 self.accepted(accept.clone());
                 true

@@ -1,9 +1,15 @@
-//! The further connections of a migration: opened once both sides fit, and held together by marks.
+//! The further connections of a migration: opened once both sides fit, and again beside each control connection that replaces a
+//! lost one; held together by marks.
+
+use std::time::Duration;
 
 use super::{Phase, Source};
-use crate::proto::join::Secret;
+use crate::proto::join::{Join, Purpose, Secret};
 use crate::proto::negotiate::Accept;
 use crate::proto::operation::{Operation, Place};
+
+/// The longest time for all lanes to join.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The connections in use.
 #[derive(Debug, Default)]
@@ -31,12 +37,19 @@ impl Source {
         }
     }
 
+    /// Opens the lanes beside the present control connection.
     pub(super) fn open_lanes(&mut self) {
         debug_assert_eq!(self.phase, Phase::Lanes);
-        if let Some((channels, secret)) = self.lanes.further {
-            let migration = self.plan.offer.id().unwrap_or_default();
-            self.pending.start(Place::Stream, Operation::OpenLanes { migration, secret, channels });
-        }
+        self.lanes.marks = 0;
+        let Some((channels, secret)) = self.lanes.further else { return };
+        let migration = self.plan.offer.id().unwrap_or_default();
+        let resumption = self.attempts_to_resume();
+        let join = |lane| Join::new(migration, secret, Purpose::Lane { lane, resumption });
+        // A little less than this phase may take, so that the reason is known when its time is over.
+        let left = self.deadline.unwrap_or(self.now).saturating_sub(self.now);
+        let timeout = PATIENCE.min(left / 8 * 7);
+        let open = Operation::OpenLanes { joins: (1..channels).map(join).collect(), timeout };
+        self.pending.start(Place::Stream, open);
     }
 
     /// Marks on every other lane what precedes the next message of the control connection.

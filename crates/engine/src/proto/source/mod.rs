@@ -5,6 +5,7 @@
 //! stop everything, send the rest, hand over. Up to the handover anything may fail or be cancelled, and the devices
 //! continue to run here.
 
+mod compression;
 mod course;
 mod decision;
 mod device;
@@ -74,6 +75,7 @@ pub struct Source {
     cause: Option<Error>,
     outcome: Option<Outcome>,
     bandwidth: Bandwidth,
+    compression: compression::Compression,
     round_trip: Option<Duration>,
     /// Longest arc into PRE_COPY so far, as an estimate of a transition's cost.
     transition: Duration,
@@ -102,6 +104,8 @@ pub struct Source {
     memory_left: u64,
     /// The part of the memory with most of it.
     dirtiest: Option<shown::DirtyRange>,
+    /// Set unless some writes to memory are not logged.
+    is_logged: bool,
     started: Now,
     phase_began: Now,
     stopped_at: Option<Now>,
@@ -133,6 +137,7 @@ impl Source {
             cause: None,
             outcome: None,
             bandwidth: Bandwidth::default(),
+            compression: compression::Compression::default(),
             round_trip: None,
             transition: Duration::ZERO,
             peer_setup: Duration::ZERO,
@@ -151,6 +156,7 @@ impl Source {
             confirmed_initial: false,
             memory_left: 0,
             dirtiest: None,
+            is_logged: true,
             started: now,
             phase_began: now,
             stopped_at: None,

@@ -14,7 +14,8 @@ pub enum OnTimeout {
     /// The migration is cancelled, at once after [`SourceOptions::total_timeout`]. The devices continue at the source.
     #[default]
     Cancel,
-    /// The devices stop after the present round, however long the downtime is. Initial data is sent before.
+    /// The devices stop after the present round, however long the downtime is expected to be. Initial data is sent before. If
+    /// they are not handed over within [`SourceOptions::stop_budget`], they continue at the source.
     Switch,
     /// The rounds go on without end, with a warning.
     Ignore,
@@ -45,19 +46,25 @@ pub struct SourceOptions {
     pub total_timeout: Option<Duration>,
     /// The way to go on when the time of pre-copy is over and the downtime does not fit the limit.
     pub on_timeout: OnTimeout,
-    /// The maximum of memory and state to send in a second, in bytes on the link, also after the stop.
+    /// The maximum of memory and state to send in a second, also after the stop: the bytes of their frames, before TLS adds its
+    /// own, over all connections together. It is kept within 5 % in any second, from 64 KiB on.
     pub bandwidth: Option<NonZeroU64>,
+    /// Compress memory and device state, by Zstandard, if the destination can decompress it. For slow links: beside 100 Mbit/s it
+    /// is worth its processor time, beside 1 Gbit/s only with a processor to spare for each connection.
+    pub compression: bool,
     /// Timeout for an answer of the destination, and for it to accept one frame of at most 1 MiB.
     pub timeout: Duration,
     /// Timeout for a call into a driver.
     pub call_timeout: Duration,
     /// The time for which the source tries to reach the destination again, after the connection was lost in pre-copy. Zero:
-    /// the loss ends the migration. The smaller of both sides' times counts. Of several connections none is replaced.
+    /// the loss ends the migration. The smaller of both sides' times counts. Of several connections, all are replaced when one
+    /// is lost.
     pub reconnect: Duration,
     /// The maximum time from the stop until the handover is sent, if set: see [`SourceOptions::stop_budget`].
     pub budget: Option<Duration>,
     /// The number of connections to use, 1 to 16, the first one included. Memory and state are spread over them. The
-    /// destination may allow fewer. More than one need a connector.
+    /// destination may allow fewer. More than one need a connector. One that is refused for now, or not at all, is tried again
+    /// for [`SourceOptions::timeout`], and at most 30 s.
     pub channels: u32,
 }
 
@@ -70,6 +77,7 @@ impl Default for SourceOptions {
             total_timeout: None,
             on_timeout: OnTimeout::Cancel,
             bandwidth: None,
+            compression: false,
             timeout: Duration::from_mins(1),
             call_timeout: Duration::from_secs(10),
             reconnect: Duration::ZERO,
@@ -134,6 +142,12 @@ impl SourceOptions {
         SourceOptions { bandwidth: Some(bytes_per_second), ..self }
     }
 
+    /// Sets [`SourceOptions::compression`].
+    #[must_use]
+    pub fn compression(self, compression: bool) -> SourceOptions {
+        SourceOptions { compression, ..self }
+    }
+
     /// Sets [`SourceOptions::timeout`].
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> SourceOptions {
@@ -167,8 +181,9 @@ impl SourceOptions {
     /// Returns the maximum time from the stop until the handover is sent: after it the migration is aborted, and the
     /// devices run at the source again. By default twice the downtime limit and at least 1 s.
     ///
-    /// It grows with a limit that was raised. If the devices stop because the time of pre-copy is over
-    /// ([`OnTimeout::Switch`]), it is twice the predicted downtime, and at least [`SourceOptions::timeout`].
+    /// The default grows with a limit that was raised. If the devices stop because the time of pre-copy is over
+    /// ([`OnTimeout::Switch`]), it is twice the predicted downtime, and at least [`SourceOptions::timeout`]. A
+    /// [budget](SourceOptions::budget) that is set holds in any case.
     pub fn stop_budget(&self) -> Duration {
         self.budget.unwrap_or_else(|| Self::budget_of(self.downtime_limit))
     }
@@ -180,7 +195,7 @@ impl SourceOptions {
     /// Returns the maximum time from the stop until the handover is sent of devices that stop whatever the downtime is.
     pub(in crate::proto) fn forced_budget(&self, expected: Option<Duration>) -> Duration {
         let expected = expected.unwrap_or_default().saturating_mul(2).min(LONGEST);
-        self.stop_budget().max(expected).max(self.timeout)
+        self.budget.unwrap_or_else(|| self.stop_budget().max(expected).max(self.timeout))
     }
 
     /// Returns the bounds of the decision after a round, with the limit that holds by then.

@@ -9,7 +9,7 @@ pub enum Phase {
     Hello,
     /// TABLE is sent; FITS is awaited.
     Table,
-    /// Further connections are opened.
+    /// Further connections are opened: once FITS has arrived, and beside each control connection that replaces a lost one.
     Lanes,
     /// The logs start, and the devices enter PRE_COPY.
     Precopy,
@@ -27,9 +27,9 @@ pub enum Phase {
     RoundMemoryLeft,
     /// The owner is asked to write less, after a round that was no better.
     Slow,
-    /// The connection is lost in pre-copy: transfers are interrupted, and calls into drivers end.
+    /// A connection is lost in pre-copy: transfers are interrupted, and calls into drivers end.
     Broken,
-    /// The connection is lost: another one to the destination is made, and JOIN is sent on it.
+    /// A connection is lost: all are ended, another one to the destination is made, and JOIN is sent on it.
     Reconnect,
     /// JOIN is sent; RESUMED is awaited.
     Join,

@@ -42,7 +42,7 @@ impl Source {
                 let since_stop = now.saturating_sub(self.stopped_at.unwrap_or(now));
                 let left = self.outlook.goal.saturating_sub(moved);
                 progress.time_left = self.prediction.and_then(|prediction| {
-                    time_left::after_stop(prediction, since_stop, left, self.bandwidth.bytes_per_second())
+                    time_left::after_stop(prediction, since_stop, left, self.data_per_second())
                 });
             }
             _ => {}
@@ -72,6 +72,7 @@ impl Source {
     /// Returns the current phase, as an observer sees it.
     pub fn shown_phase(&self) -> progress::Phase {
         match self.phase {
+            Phase::Lanes if self.is_unlinked() => progress::Phase::Reconnecting,
             Phase::Hello | Phase::Table | Phase::Lanes | Phase::Precopy => progress::Phase::Greeting,
             Phase::RoundQuery
             | Phase::RoundSend
@@ -124,7 +125,7 @@ impl Source {
 
     fn time_left(&self, moved: u64, now: Now) -> Option<Duration> {
         let elapsed = now.saturating_sub(self.round.began);
-        let throughput = self.bandwidth.bytes_per_second();
+        let throughput = self.data_per_second();
         // The current round tells most about its own rate, once it has moved enough.
         let pace =
             (moved >= MIN_MEASURED && !elapsed.is_zero()).then(|| moved as f64 / elapsed.as_secs_f64());

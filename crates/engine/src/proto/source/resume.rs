@@ -1,5 +1,5 @@
-//! A connection that is lost in pre-copy is replaced: the source comes back, proves who it is, and goes on with what the
-//! destination has.
+//! A connection that is lost in pre-copy is replaced, and all others with it: the source comes back, proves who it is, opens its
+//! lanes anew, and goes on with what the destination has.
 //!
 //! The devices work meanwhile, and the logs run. What was sent since the last confirmed round counts as not sent, except for
 //! state that the destination says it has: a device gives each byte once.
@@ -9,16 +9,21 @@ use std::time::Duration;
 use super::{Phase, Source};
 use crate::error::Error;
 use crate::progress;
+use crate::proto::DESTINATION;
 use crate::proto::backlog;
 use crate::proto::join::{Join, NoSuchMigration, Purpose, Resumed};
 use crate::proto::negotiate::{Accept, Resumable};
-use crate::proto::operation::{Now, Operation, Place};
+use crate::proto::operation::{Command, Now, Operation, Place};
 use crate::report::{milliseconds, rounded_ms};
 
 /// The pause between two attempts to reach the destination.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The longest attempt. A system repeats its own requests at ever longer intervals, and would find the link late.
 const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// The maximum number of replacements for one round. Memory of a round that was lost is sent again from the beginning: a round
+/// that has been lost as often does not arrive.
+const MAX_LOSSES: u32 = 32;
 
 /// Lost connections and their replacements.
 #[derive(Debug, Default)]
@@ -27,7 +32,11 @@ pub(super) struct Resumption {
     terms: Option<Resumable>,
     /// The number of attempts so far.
     attempts: u32,
+    /// The number of losses since a round was confirmed.
+    losses: u32,
     loss: Option<Loss>,
+    /// Set if the destination has answered the last JOIN, on a control connection that is not lost.
+    is_answered: bool,
     /// The destination's answer to the last JOIN.
     resumed: Resumed,
     /// The figures of the last round that the destination has confirmed.
@@ -57,10 +66,7 @@ impl Source {
         let terms = accept.resumable().map(|terms| Resumable { within: terms.within.min(most), ..terms });
         self.resumption.terms = terms.filter(|terms| !terms.within.is_zero());
         if self.resumption.terms.is_none() && self.plan.offer.reconnect_ms.is_some() {
-            let why = match accept.channels {
-                Some(2..) => "of several connections none is replaced",
-                _ => "the destination does not wait for another one",
-            };
+            let why = "the destination does not wait for another one";
             self.warn(format!("a lost connection will end the migration: {why}"));
         }
     }
@@ -73,24 +79,40 @@ impl Source {
 
     /// Returns whether a connection that is lost now would be replaced.
     pub(super) fn can_resume(&self) -> bool {
-        // From FITS on: the logs and the devices start before the first round.
-        let is_in_precopy = self.phase == Phase::Precopy
+        // From FITS on: lanes are opened, and the logs and the devices start, before the first round.
+        let is_in_precopy = matches!(self.phase, Phase::Lanes | Phase::Precopy)
             || matches!(self.shown_phase(), progress::Phase::Round(_) | progress::Phase::Reconnecting);
         self.resumption.terms.is_some() && is_in_precopy
     }
 
+    /// Returns whether an error says that a connection is lost.
+    fn is_a_loss(&self, error: &Error) -> bool {
+        match error {
+            // A lane that is not expected any more: the destination may have found the loss of another one first.
+            Error::Lane { error, .. } if error.is_passing() || is_unexpected(error) => true,
+            // That the destination cannot be reached for now is known.
+            Error::Lane { error, .. } => self.is_unlinked() && matches!(**error, Error::Connect(_)),
+            error => error.is_a_break(),
+        }
+    }
+
     /// Takes in that the connection is broken: it is replaced, or the migration has failed.
     pub(super) fn link_failed(&mut self, error: Error) {
-        if !error.is_a_break() || !self.can_resume() {
+        if !self.is_a_loss(&error) || !self.can_resume() {
             return self.fail(error);
         }
         self.lost = None;
         match self.phase {
-            // It is known already: these are the last words of the old connection.
-            Phase::Broken | Phase::Reconnect => tracing::debug!(%error, "on the lost connection"),
-            Phase::Join => self.attempt_failed(error),
+            // It is known already: these are the last words of the old connections.
+            Phase::Broken | Phase::Reconnect => tracing::debug!(%error, "on a lost connection"),
+            _ if self.is_unlinked() => self.attempt_failed(error),
+            _ if self.resumption.losses >= MAX_LOSSES => {
+                let (round, times) = (self.resumption.confirmed.round + 1, self.resumption.losses);
+                self.fail(Error::LostTooOften { round, times, cause: Box::new(error) });
+            }
             _ => {
-                tracing::warn!(parent: self.span(), %error, "the connection to the destination is lost");
+                self.resumption.losses += 1;
+                tracing::warn!(parent: self.span(), %error, "a connection to the destination is lost");
                 self.resumption.loss = Some(Loss { since: self.now, cause: error, last: None });
                 self.enter(Phase::Broken);
             }
@@ -111,9 +133,25 @@ impl Source {
         Some(self.resumption.loss.as_ref()?.since + self.resumption.terms?.within)
     }
 
-    /// Returns whether the connection is lost at present.
+    /// Returns whether a connection is lost at present: the control connection, or a lane.
     pub(super) const fn is_unlinked(&self) -> bool {
         self.resumption.loss.is_some()
+    }
+
+    /// Returns whether the destination can be told something at present.
+    pub(super) const fn is_in_touch(&self) -> bool {
+        !self.is_unlinked() || self.resumption.is_answered
+    }
+
+    /// Returns the number of attempts to replace a lost connection so far.
+    pub(super) const fn attempts_to_resume(&self) -> u32 {
+        self.resumption.attempts
+    }
+
+    /// Gives all connections up, of which one is lost.
+    pub(super) fn give_up_connections(&mut self) {
+        self.resumption.is_answered = false;
+        self.pending.command(Command::Interrupt);
     }
 
     /// Makes an attempt to reach the destination.
@@ -124,7 +162,8 @@ impl Source {
         let migration = self.plan.offer.id().unwrap_or_default();
         let join = Join::new(migration, terms.secret, Purpose::Resumption(self.resumption.attempts));
         let pause = if is_first { Duration::ZERO } else { PAUSE };
-        let timeout = ATTEMPT.min(self.plan.options.timeout);
+        let left = self.resumption_ends().unwrap_or_default().saturating_sub(self.now);
+        let timeout = ATTEMPT.min(self.plan.options.timeout).min(left);
         self.pending.start(Place::Stream, Operation::Reconnect { join, pause, timeout });
     }
 
@@ -135,7 +174,9 @@ impl Source {
                 self.attempt_failed(error);
                 None
             }
-            Phase::Broken if error.is_a_break() || matches!(error, Error::Interrupted) => {
+            Phase::Broken
+                if error.is_a_break() || matches!(error, Error::Interrupted | Error::Lane { .. }) =>
+            {
                 tracing::debug!(%operation, %error, "ended with the connection");
                 None
             }
@@ -147,7 +188,7 @@ impl Source {
     /// places for visitors otherwise.
     pub(super) fn join_refused(&mut self, reason: String) {
         let is_final = reason == NoSuchMigration.to_string();
-        let refusal = Error::Peer { side: crate::proto::DESTINATION, reason };
+        let refusal = Error::Peer { side: DESTINATION, reason };
         if !is_final {
             return self.attempt_failed(refusal);
         }
@@ -157,7 +198,7 @@ impl Source {
                 let last = last.filter(|last| matches!(last, Error::Peer { .. })).unwrap_or(refusal);
                 let waited = self.now.saturating_sub(since);
                 let (cause, last) = (Box::new(cause), Some(Box::new(last)));
-                Error::NotResumed { side: crate::proto::DESTINATION, waited, cause, last }
+                Error::NotResumed { side: DESTINATION, waited, cause, last }
             }
             None => refusal,
         };
@@ -169,12 +210,12 @@ impl Source {
         let waited = self.resumption.terms.map(|terms| terms.within).unwrap_or_default();
         match self.resumption.loss.take() {
             Some(Loss { cause, last, .. }) => Error::NotResumed {
-                side: crate::proto::DESTINATION,
+                side: DESTINATION,
                 waited,
                 cause: Box::new(cause),
                 last: last.map(Box::new),
             },
-            None => Error::Silent { side: crate::proto::DESTINATION, waited },
+            None => Error::Silent { side: DESTINATION, waited },
         }
     }
 
@@ -187,19 +228,21 @@ impl Source {
     }
 
     fn keep_confirmed(&mut self) {
+        if self.round.number > self.resumption.confirmed.round {
+            self.resumption.losses = 0;
+        }
+        for device in &mut self.devices {
+            device.confirmed = device.sent;
+        }
         let (memory, zero) = (self.report.memory_bytes, self.report.zero_bytes);
         self.resumption.confirmed = Confirmed { round: self.round.number, memory, zero };
     }
 
-    /// Takes in what the destination has.
+    /// Takes in what the destination has: a round that has ended, and of each device at least what that round confirms.
     pub(super) fn resumed(&mut self, resumed: Resumed) -> Result<(), Error> {
         let (round, confirmed) = (self.round.number, self.resumption.confirmed.round);
-        let has_state = |(device, bytes): (&super::Device, &u64)| device.has_precopy || *bytes == 0;
         let has_round = resumed.round == round && self.round.is_over;
-        let is_possible = (has_round || resumed.round == confirmed)
-            && resumed.devices.len() == self.devices.len()
-            && self.devices.iter().zip(&resumed.devices).all(has_state);
-        if !is_possible {
+        if !(has_round || resumed.round == confirmed) || resumed.devices.len() != self.devices.len() {
             return Err(Error::Protocol(format!(
                 "the destination claims to have round {} and the state of {} devices, but round {confirmed} of {} was the last \
                  that it confirmed",
@@ -208,7 +251,24 @@ impl Source {
                 self.devices.len()
             )));
         }
+        for (device, bytes) in self.devices.iter().zip(&resumed.devices) {
+            // Nothing was sent after the end of a round but its successor, and that is another number.
+            let (least, is_possible) = if resumed.round == round {
+                (device.sent, *bytes == device.sent)
+            } else {
+                // What more may have arrived, the copies know.
+                (device.confirmed, *bytes >= device.confirmed && (device.has_precopy || *bytes == 0))
+            };
+            if !is_possible {
+                return Err(Error::Protocol(format!(
+                    "the destination claims to have round {} and {bytes} bytes of the state of {}, but that round ended after \
+                     {least}",
+                    resumed.round, device.name
+                )));
+            }
+        }
         self.resumption.resumed = resumed;
+        self.resumption.is_answered = true;
         Ok(())
     }
 
@@ -227,8 +287,10 @@ impl Source {
             );
         }
         if self.has_round() {
+            self.keep_confirmed();
             self.pending.start(Place::Stream, Operation::RoundArrived);
         } else {
+            self.round.is_over = false;
             let Confirmed { memory, zero, .. } = self.resumption.confirmed;
             (self.report.memory_bytes, self.report.zero_bytes) = (memory, zero);
             self.pending.start(Place::Stream, Operation::RoundLost);
@@ -248,8 +310,10 @@ impl Source {
 
     /// Goes on with the round that was interrupted, or with the next one.
     pub(super) fn go_on_with_round(&mut self) {
-        if self.has_round() {
-            self.keep_confirmed();
+        if !self.touched {
+            // The lanes of the first control connection were not open yet.
+            self.enter(Phase::Precopy);
+        } else if self.has_round() {
             self.next_round();
         } else {
             self.begin_round(self.round.number);
@@ -275,4 +339,9 @@ impl Source {
             ));
         }
     }
+}
+
+/// Returns whether the destination has no such migration, or does not expect the connection in it.
+fn is_unexpected(error: &Error) -> bool {
+    matches!(error, Error::Peer { reason, .. } if *reason == NoSuchMigration.to_string())
 }

@@ -105,7 +105,7 @@ impl Source {
         for (place, first) in self.pending.abandon() {
             let operation = if place == Place::Owner && is_to_resume { Operation::Resume } else { first };
             let error = self.overdue_error(place, &operation);
-            tracing::warn!(%error, "going on without it");
+            tracing::debug!(%error, "going on without it");
             if self.phase != Phase::Release
                 && let Place::Device(index) = place
                 && let Some(device) = self.devices.get_mut(index)
@@ -117,7 +117,7 @@ impl Source {
                 // The devices run, but the owner's program may not.
                 self.outcome = Some(Outcome::Stranded(Box::new(error)));
             } else {
-                self.report.warnings.push(error.to_string());
+                self.warn(error.to_string());
             }
         }
     }
@@ -181,7 +181,7 @@ impl Source {
     /// Tells the destination that the migration has ended, if it can be told and does not know.
     fn tell(&mut self) {
         let Some(cause) = &self.cause else { return };
-        if !self.is_unlinked() && !cause.is_of_the_link() {
+        if self.is_in_touch() && !cause.is_of_the_link() {
             self.say(Control::Abort(Reason { reason: cause.to_string() }));
         }
     }
@@ -213,6 +213,7 @@ impl Source {
         match (operation, result) {
             (Operation::QueryState, Ok(Done::State(state))) => device.state = Some(state),
             (Operation::SetState(state), Ok(_)) => self.note_transition(index, *state, elapsed),
+            (Operation::Reset, Ok(_)) => self.note_reset(index, elapsed),
             (Operation::SetState(_) | Operation::QueryState | Operation::Reset, Err(error)) => {
                 // A state that has not been read is unknown.
                 device.state = None;

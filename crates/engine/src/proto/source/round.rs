@@ -171,7 +171,8 @@ impl Source {
     /// Predicts the downtime after a round.
     pub(super) fn judge_round(&mut self) {
         self.measure_round();
-        let mut remaining = self.remaining();
+        let remaining = self.remaining();
+        let mut left = self.on_the_link(remaining);
         let mut setup = self.transition.saturating_add(self.peer_setup);
         // Memory that no log covers is resent completely, and takes as long as the first time.
         if let Some(pass) = self.full_pass.filter(|pass| pass.memory > 0) {
@@ -179,15 +180,15 @@ impl Source {
             let (wire, scanning) =
                 (share(pass.wire), share(u64::try_from(pass.scanning.as_nanos()).unwrap_or(u64::MAX)));
             if remaining.memory >= pass.memory {
-                remaining.memory = u64::try_from(wire).unwrap_or(u64::MAX);
+                left.memory = u64::try_from(wire).unwrap_or(u64::MAX);
                 setup =
                     setup.saturating_add(Duration::from_nanos(u64::try_from(scanning).unwrap_or(u64::MAX)));
             }
         }
         let round_trip = self.round_trip.unwrap_or_default();
-        self.prediction = rounds::predict(remaining, self.bandwidth, setup, round_trip);
+        self.prediction = rounds::predict(left, self.bandwidth, setup, round_trip);
         self.least_prediction = rounds::predict(
-            Remaining::new(0, self.stopped_only()),
+            self.on_the_link(Remaining::new(0, self.stopped_only())),
             self.bandwidth,
             self.transition.saturating_add(self.peer_setup),
             round_trip,

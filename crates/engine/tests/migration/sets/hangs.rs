@@ -6,7 +6,7 @@ use whimbrel_user::State;
 
 use super::{AFTER_HANDOVER, AT_SOURCE, BEFORE_HANDOVER};
 use crate::support::engine::{Error, Outcome};
-use crate::support::{At, Rig, Shape};
+use crate::support::{At, Rig, Shape, try_all};
 
 const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
 /// For the steps of the way back, each of which may wait for the one that hangs, and for a busy machine.
@@ -21,7 +21,7 @@ fn rig() -> Rig {
 
 #[test]
 fn a_driver_that_hangs_at_the_source_is_named_and_the_others_run_on() {
-    for (at, passes, _) in AT_SOURCE {
+    try_all(AT_SOURCE, |(at, passes, _)| {
         let what = format!("{at:?} after {passes}");
         let rig = rig();
         let hung = rig.here.units[1].control.hang(at, passes);
@@ -45,12 +45,12 @@ fn a_driver_that_hangs_at_the_source_is_named_and_the_others_run_on() {
         ended.rig.assert_destination_is_fresh(&what);
         assert!(ended.received.unwrap_err().to_string().contains("here1"), "{what}");
         drop(hung);
-    }
+    });
 }
 
 #[test]
 fn a_driver_that_hangs_at_the_destination_is_named_and_the_source_runs_on() {
-    for (at, _) in BEFORE_HANDOVER {
+    try_all(BEFORE_HANDOVER, |(at, _)| {
         let what = format!("{at:?}");
         let rig = rig();
         let hung = rig.there.units[1].control.hang(at, 0);
@@ -70,13 +70,13 @@ fn a_driver_that_hangs_at_the_destination_is_named_and_the_source_runs_on() {
         assert_eq!(states, [Some(State::Running), None, Some(State::Running)], "{what}");
         assert!(ended.rig.there.units[0].control.is_fresh() && ended.rig.there.units[2].control.is_fresh());
         drop(hung);
-    }
+    });
 }
 
 /// A driver that hangs while it is to run may let the device run at any time: nobody may say that it does not.
 #[test]
 fn a_driver_that_hangs_while_its_device_starts_leaves_the_source_stopped() {
-    for (at, _) in AFTER_HANDOVER {
+    try_all(AFTER_HANDOVER, |(at, _)| {
         let what = format!("{at:?}");
         let rig = rig();
         let hung = rig.there.units[1].control.hang(at, 0);
@@ -90,7 +90,7 @@ fn a_driver_that_hangs_while_its_device_starts_leaves_the_source_stopped() {
         ended.rig.assert_source_stands(&what);
         assert_eq!(ended.rig.there.states()[1], None, "{what}");
         drop(hung);
-    }
+    });
 }
 
 #[test]
@@ -112,12 +112,13 @@ fn a_driver_that_hangs_in_its_reset_at_the_destination_is_named() {
 
 #[test]
 fn a_driver_that_hangs_on_the_way_back_is_named_and_the_others_run() {
-    for at in [
+    let steps = [
         At::Arc(State::StopCopy, State::Stop),
         At::Arc(State::Stop, State::RunningP2p),
         At::Arc(State::RunningP2p, State::Running),
         At::LogStop,
-    ] {
+    ];
+    try_all(steps, |at| {
         let what = format!("{at:?}");
         let mut rig = rig();
         rig.there.program = crate::support::Program::refusing("inspect");
@@ -131,12 +132,12 @@ fn a_driver_that_hangs_on_the_way_back_is_named_and_the_others_run() {
         assert_eq!(states, [Some(State::Running), None, Some(State::Running)], "{what}");
         ended.rig.assert_destination_is_fresh(&what);
         drop(hung);
-    }
+    });
 }
 
 #[test]
 fn a_driver_that_hangs_after_the_handover_changes_nothing_of_it() {
-    for at in [At::Arc(State::StopCopy, State::Stop), At::LogStop] {
+    try_all([At::Arc(State::StopCopy, State::Stop), At::LogStop], |at| {
         let what = format!("{at:?}");
         let rig = rig();
         let hung = rig.here.units[1].control.hang(at, 0);
@@ -148,12 +149,12 @@ fn a_driver_that_hangs_after_the_handover_changes_nothing_of_it() {
         ended.rig.assert_destination_has_it(&what);
         assert_eq!(ended.rig.here.states(), [Some(State::Stop), None, Some(State::Stop)], "{what}");
         drop(hung);
-    }
+    });
 }
 
 #[test]
 fn an_owner_that_hangs_is_named_and_the_devices_run_on() {
-    for (request, at_source) in [("pause", true), ("inspect", false)] {
+    try_all([("pause", true), ("inspect", false)], |(request, at_source)| {
         let mut rig = rig();
         let gate = crate::support::control::Gate::default();
         let its = gate.clone();
@@ -177,5 +178,5 @@ fn an_owner_that_hangs_is_named_and_the_devices_run_on() {
             assert!(unit.control.is_fresh(), "{request}");
         }
         gate.open();
-    }
+    });
 }

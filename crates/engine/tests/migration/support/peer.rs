@@ -135,8 +135,9 @@ pub(crate) fn table(memory: u64) -> Table {
     Table { devices: vec![device], memory: vec![RamRegion::new(0, memory)], blobs: Vec::new() }
 }
 
-/// The answer of a destination to the HELLO of a source with one connection.
+/// The answer of a destination to the HELLO of a source with one connection, which does not compress.
 pub(crate) fn accept() -> Message<'static> {
-    let features = Feature::ALL.into_iter().filter(|feature| !feature.joins()).collect();
+    let is_offered = |feature: &Feature| !feature.joins() && *feature != Feature::Zstd;
+    let features = Feature::ALL.into_iter().filter(is_offered).collect();
     Message::Control(Control::Accept(Accept::new(&features)))
 }

@@ -1,7 +1,8 @@
 //! A link through a third party, which records what passes, delays it, slows it down and cuts it.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::socket_domain;
 
 use super::engine::Stream;
 
@@ -84,14 +87,17 @@ pub(crate) fn proxy_through(cut: Cut, delay: Duration, throttle: &Throttle) -> (
     (source, destination.into(), recording)
 }
 
-/// The source's end of a link to a connection that exists.
+/// The source's end of a link to a connection that exists: TCP if that is, and a Unix socket otherwise.
 pub(crate) fn proxy_to(
     far: UnixStream,
     cut: Cut,
     delay: Duration,
     throttle: &Throttle,
 ) -> (Stream, Recording) {
-    let (source, near) = UnixStream::pair().unwrap();
+    let (source, near) = match socket_domain(&far).unwrap() {
+        AddressFamily::UNIX => UnixStream::pair().unwrap(),
+        _ => tcp_pair(),
+    };
     let (from_source, from_destination) = match cut {
         Cut::Never => (None, None),
         Cut::FromSource(count) => (Some((count, false)), None),
@@ -118,6 +124,14 @@ pub(crate) fn proxy_to(
         threads.push(std::thread::spawn(move || deliver(&arriving, to)));
     }
     (source.into(), Recording { passed, threads })
+}
+
+/// Two ends of a TCP connection. What is done with them is the same for every socket.
+fn tcp_pair() -> (UnixStream, UnixStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let left = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (right, _) = listener.accept().unwrap();
+    (OwnedFd::from(left).into(), OwnedFd::from(right).into())
 }
 
 /// Where a link leads to.

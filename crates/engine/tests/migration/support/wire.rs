@@ -48,4 +48,6 @@ pub(crate) mod kind {
     pub(crate) const ABORT: u16 = 20;
     pub(crate) const RESUMED: u16 = 23;
     pub(crate) const STOPPING: u16 = 25;
+    pub(crate) const MEMORY_ZSTD: u16 = 26;
+    pub(crate) const DEVICE_STATE_ZSTD: u16 = 27;
 }

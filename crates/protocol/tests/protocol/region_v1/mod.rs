@@ -4,5 +4,6 @@ mod draft;
 mod halves;
 mod hostile;
 mod qemu;
+mod qemu_record;
 mod sentences;
 mod support;

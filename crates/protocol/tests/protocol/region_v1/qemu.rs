@@ -4,15 +4,46 @@
 use whimbrel_protocol::MigrationFlags;
 use whimbrel_protocol::region::{Layout, SectionMemory, Version};
 
+use super::qemu_record::{once, recorded};
 use super::support::*;
 
 /// QEMU's own way to change the state: keeps the bits of `mask`, sets those of `value`.
 fn set_state(rig: &mut Rig, mask: u32, value: u32) {
+    rig.made.push(Made::Read(DEVICE_STATE, 4));
     let register = rig.state().unwrap() & mask | value;
+    rig.made.push(Made::Write(DEVICE_STATE, register.to_ne_bytes().into()));
     rig.set_state(register).unwrap();
 }
 
+fn field(rig: &mut Rig, offset: u64) -> u64 {
+    rig.made.push(Made::Read(offset, 8));
+    rig.field(offset).unwrap()
+}
+
 const MASK: u32 = 7;
+
+/// The accesses that were made, as the record has them: what is repeated is there once.
+fn asked(rig: &Rig) -> String {
+    let name = |offset: &u64| match *offset {
+        DEVICE_STATE => "state",
+        PENDING_BYTES => "pending",
+        DATA_OFFSET => "offset",
+        DATA_SIZE => "size",
+        _ => "data",
+    };
+    let words = rig
+        .made
+        .iter()
+        .map(|made| match made {
+            Made::Read(offset, _) => name(offset).to_owned(),
+            Made::Write(DEVICE_STATE, register) => {
+                format!("state={}", u32::from_ne_bytes(register.as_slice().try_into().unwrap()))
+            }
+            Made::Write(offset, _) => format!("{}=", name(offset)),
+        })
+        .collect();
+    once(words)
+}
 
 /// Reads or writes as `vfio_mig_rw()` does where data is trapped, and by the mapping where it is mapped.
 fn section(rig: &mut Rig, offset: u64, bytes: usize, mut each: impl FnMut(&mut Rig, u64, usize, bool)) {
@@ -37,14 +68,15 @@ fn section(rig: &mut Rig, offset: u64, bytes: usize, mut each: impl FnMut(&mut R
 
 /// `vfio_save_buffer()`: data_offset, data_size, the data.
 fn save_buffer(rig: &mut Rig) -> Vec<u8> {
-    let offset = rig.field(DATA_OFFSET).unwrap();
-    let size = rig.field(DATA_SIZE).unwrap();
+    let offset = field(rig, DATA_OFFSET);
+    let size = field(rig, DATA_SIZE);
     let mut data = Vec::new();
     section(rig, offset, size as usize, |rig, at, length, mapped| {
         let mut piece = vec![0; length];
         if mapped {
             rig.vendor.memory().read(at, &mut piece).unwrap();
         } else {
+            rig.made.push(Made::Read(at, length));
             piece = rig.read(at, length).unwrap();
         }
         data.extend(piece);
@@ -55,7 +87,7 @@ fn save_buffer(rig: &mut Rig) -> Vec<u8> {
 /// `vfio_load_buffer()`: what does not fit the region is cut.
 fn load_buffer(rig: &mut Rig, mut data: &[u8]) {
     while !data.is_empty() {
-        let offset = rig.field(DATA_OFFSET).unwrap();
+        let offset = field(rig, DATA_OFFSET);
         let room = rig.vendor.layout().size() - offset;
         let (now, later) = data.split_at(data.len().min(room as usize));
         section(rig, offset, now.len(), |rig, at, length, mapped| {
@@ -64,9 +96,11 @@ fn load_buffer(rig: &mut Rig, mut data: &[u8]) {
             if mapped {
                 rig.vendor.memory_mut().write(at, piece).unwrap();
             } else {
+                rig.made.push(Made::Write(at, piece.to_vec()));
                 rig.vendor.write(&mut rig.device, at, piece).unwrap();
             }
         });
+        rig.made.push(Made::Write(DATA_SIZE, now.len().to_ne_bytes().into()));
         rig.set_field(DATA_SIZE, now.len() as u64).unwrap();
         data = later;
     }
@@ -99,17 +133,18 @@ fn a_live_migration_of_qemu_carries_every_byte() {
             let mut stream = Vec::new();
             // vfio_save_pending, asked often, and vfio_save_iterate
             for _ in 0..2 {
-                source.field(PENDING_BYTES).unwrap();
-                if source.field(PENDING_BYTES).unwrap() > 0 {
+                field(&mut source, PENDING_BYTES);
+                if field(&mut source, PENDING_BYTES) > 0 {
                     stream.push(save_buffer(&mut source));
                 }
+                field(&mut source, PENDING_BYTES);
             }
             // vfio_vmstate_change: the machine stops, in the middle of the loop
             set_state(&mut source, !RUNNING, 0);
             assert_eq!(source.state(), Ok(SAVING));
             // vfio_save_complete_precopy
             set_state(&mut source, !RUNNING, SAVING);
-            while source.field(PENDING_BYTES).unwrap() > 0 {
+            while field(&mut source, PENDING_BYTES) > 0 {
                 stream.push(save_buffer(&mut source));
             }
             set_state(&mut source, !SAVING, 0);
@@ -121,6 +156,12 @@ fn a_live_migration_of_qemu_carries_every_byte() {
             set_state(&mut destination, !MASK, RUNNING);
             assert_eq!(destination.state(), Ok(RUNNING));
             assert_eq!(destination.device.loaded.concat(), source.device.all_data());
+            // What goes through a mapping is no access.
+            for (rig, name) in [(&source, "save in pre-copy"), (&destination, "load")] {
+                if rig.vendor.layout().mapped_areas().is_empty() {
+                    assert_eq!(asked(rig), recorded(name));
+                }
+            }
         }
     }
 }
@@ -131,17 +172,22 @@ fn a_live_migration_of_qemu_carries_every_byte() {
 fn a_device_whose_data_is_read_only_after_the_stop_gives_all_of_it() {
     for layout in layouts(1000) {
         let mut rig = Rig::new(layout, Device::with_data(&[b"early"], &[b"x", b"late"]));
+        set_state(&mut rig, !MASK, RUNNING);
         set_state(&mut rig, MASK, SAVING);
         for _ in 0..30 {
-            rig.field(PENDING_BYTES).unwrap();
+            field(&mut rig, PENDING_BYTES);
         }
         set_state(&mut rig, !RUNNING, 0);
         set_state(&mut rig, !RUNNING, SAVING);
         let mut data = Vec::new();
-        while rig.field(PENDING_BYTES).unwrap() > 0 {
+        while field(&mut rig, PENDING_BYTES) > 0 {
             data.extend(save_buffer(&mut rig));
         }
+        set_state(&mut rig, !SAVING, 0);
         assert_eq!(data, rig.device.all_data());
+        if rig.vendor.layout().mapped_areas().is_empty() {
+            assert_eq!(asked(&rig), recorded("save"));
+        }
     }
 }
 
@@ -162,11 +208,11 @@ fn a_cancelled_migration_leaves_the_device_running() {
     for stopped in [false, true] {
         let mut rig = Rig::v1(64, Device::with_data(&[b"early"], &[b"late"]));
         set_state(&mut rig, MASK, SAVING);
-        rig.field(PENDING_BYTES).unwrap();
+        field(&mut rig, PENDING_BYTES);
         save_buffer(&mut rig);
         if stopped {
             set_state(&mut rig, !RUNNING, 0);
-            rig.field(PENDING_BYTES).unwrap();
+            field(&mut rig, PENDING_BYTES);
         }
         set_state(&mut rig, !(SAVING | RESUMING), RUNNING);
         assert_eq!(rig.state(), Ok(RUNNING));

@@ -1,6 +1,6 @@
 //! A guest that runs while its test goes on, and the commands that its QEMU takes.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -14,6 +14,9 @@ use super::Guest;
 
 /// The longest that a guest under TCG takes for anything here, on a busy host.
 const PATIENCE: Duration = Duration::from_mins(4);
+
+/// The answer to a command if QEMU has ended.
+const GONE: &str = "QEMU has gone";
 
 pub(super) struct Running {
     run: Child,
@@ -77,11 +80,31 @@ impl Running {
         (0..2).for_each(|_| self.wait_for(line));
     }
 
+    /// Waits like [`Running::waits_for_more`], and returns the lines that the script has printed since the last wait.
+    #[track_caller]
+    pub(super) fn lines_until_more(&mut self, line: &str) -> &[String] {
+        let from = self.said.len();
+        self.waits_for_more(line);
+        &self.said[from..]
+    }
+
     /// Has QEMU carry out a command, and returns its answer.
     #[track_caller]
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
         let answer = self.answer(command, arguments);
         answer.unwrap_or_else(|why| panic!("{command} {arguments}: {why}"))
+    }
+
+    /// Has QEMU carry out a command without arguments, and returns its answer; `None` if QEMU has ended.
+    #[track_caller]
+    pub(super) fn query(&mut self, command: &str) -> Option<Value> {
+        match self.answer(command, &json!({})) {
+            Ok(answer) => Some(answer),
+            Err(why) => {
+                assert_eq!(why, GONE, "{command}");
+                None
+            }
+        }
     }
 
     /// Has QEMU refuse a command, and returns its reason.
@@ -100,7 +123,7 @@ impl Running {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut commands =
                 Commands { answers: BufReader::new(stream.try_clone().unwrap()), stream, events: Vec::new() };
-            assert!(commands.next()["QMP"].is_object());
+            assert!(commands.next().unwrap()["QMP"].is_object());
             commands.execute("qmp_capabilities", &json!({})).unwrap();
             commands
         });
@@ -122,9 +145,18 @@ impl Running {
             if events.iter().any(found) {
                 return;
             }
-            let event = commands.next();
+            let event = commands.next().unwrap();
             commands.events.push(event);
         }
+    }
+
+    /// The events of QEMU with this name so far, in their order.
+    #[track_caller]
+    pub(super) fn events(&mut self, name: &str) -> Vec<Value> {
+        // Those of before come with its answer at the latest.
+        self.execute("query-status", &json!({}));
+        let events = self.commands.iter().flat_map(|commands| &commands.events);
+        events.filter(|event| event["event"] == name).cloned().collect()
     }
 
     /// Ends the machine.
@@ -162,17 +194,24 @@ fn connect(path: &Path, run: &mut Child) -> UnixStream {
 }
 
 impl Commands {
-    fn next(&mut self) -> Value {
+    fn next(&mut self) -> Result<Value, String> {
         let mut line = String::new();
-        assert_ne!(self.answers.read_line(&mut line).unwrap(), 0, "QEMU has gone");
-        serde_json::from_str(&line).unwrap()
+        match self.answers.read_line(&mut line) {
+            Ok(0) => Err(GONE.into()),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Err(GONE.into()),
+            Err(error) => Err(error.to_string()),
+            Ok(_) => serde_json::from_str(&line).map_err(|error| format!("{error}: {line}")),
+        }
     }
 
     fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
         let line = json!({ "execute": command, "arguments": arguments });
-        self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        self.stream.write_all(format!("{line}\n").as_bytes()).map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => GONE.into(),
+            _ => error.to_string(),
+        })?;
         loop {
-            let mut said = self.next();
+            let mut said = self.next()?;
             if said.get("event").is_some() {
                 self.events.push(said);
                 continue;

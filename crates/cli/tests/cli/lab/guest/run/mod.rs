@@ -1,8 +1,13 @@
 //! Guests whose QEMU runs under `whimbrel run`: to it our models are devices of the host, which it has by its vfio-pci.
 
+mod counters;
 mod downtime;
 mod faults;
+mod kvm;
 mod migration;
+mod requests;
+mod traces;
+mod users;
 mod work;
 
 use std::io::Write;

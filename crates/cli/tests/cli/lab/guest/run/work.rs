@@ -10,10 +10,12 @@ use super::super::{ECHO, UIO};
 use super::Way;
 
 /// The longest that a migration may take.
-const PATIENCE: Duration = Duration::from_mins(4);
+pub(super) const PATIENCE: Duration = Duration::from_mins(4);
 
 /// Those of an engine in each round: a guest does them in a few seconds.
 const JOBS: u32 = 300;
+/// The same where rounds only have to come soon after a migration.
+const FEW_JOBS: u32 = 100;
 
 /// QEMU 7.2 migrates VFIO devices only if told to. During pre-copy it must not ask the container for dirty pages: with an
 /// IOMMU all are, each time, so that it would never end.
@@ -39,18 +41,39 @@ pub(super) struct Work {
     pub(super) way: Way,
     models: Vec<&'static str>,
     idle: bool,
+    goes_on: bool,
     options: Vec<&'static str>,
+    properties: &'static str,
     run: Vec<&'static str>,
 }
 
 impl Work {
     pub(super) fn new(way: Way, models: &[&'static str]) -> Work {
-        Work { way, models: models.to_vec(), idle: false, options: Vec::new(), run: Vec::new() }
+        let models = models.to_vec();
+        Work {
+            way,
+            models,
+            idle: false,
+            goes_on: false,
+            options: Vec::new(),
+            properties: "",
+            run: Vec::new(),
+        }
     }
 
     /// The devices have their drivers, and nothing to do.
     pub(super) fn idle(self) -> Work {
         Work { idle: true, ..self }
+    }
+
+    /// The guest begins its work again when a device has lost its state, and prints "lost DEVICE" then.
+    pub(super) fn despite_losses(self) -> Work {
+        Work { goes_on: true, ..self }
+    }
+
+    /// Properties of QEMU's vfio-pci.
+    pub(super) fn properties(self, properties: &'static str) -> Work {
+        Work { properties, ..self }
     }
 
     /// Options of `lab/run exec`.
@@ -69,7 +92,7 @@ impl Work {
         guest = guest.with_run(&self.run).with_run(run);
         let properties = if self.way.is_v1() { BY_V1 } else { "" };
         for model in &self.models {
-            guest = guest.give(model, properties);
+            guest = guest.give(model, &format!("{properties}{}", self.properties));
         }
         Some(Running::start(guest, &self.lines()))
     }
@@ -84,7 +107,8 @@ impl Work {
 
     /// The script works with each device in rounds, until one of them goes wrong.
     fn lines(&self) -> String {
-        let rounds = ROUNDS.replace("JOBS", &JOBS.to_string());
+        let jobs = if self.goes_on { FEW_JOBS } else { JOBS };
+        let rounds = ROUNDS.replace("JOBS", &jobs.to_string());
         let mut lines = format!("{ECHO} {UIO} {rounds} echo booted\n");
         for (number, model) in self.models.iter().enumerate() {
             let device = address(number);
@@ -100,7 +124,11 @@ impl Work {
             }
             // Each engine has a page of its own.
             let _ = writeln!(lines, "echo {} > /proc/sys/vm/nr_hugepages", self.models.len());
-            let _ = writeln!(lines, "({rounds}; kill $$) &");
+            let _ = if self.goes_on {
+                writeln!(lines, "(while :; do {rounds}; echo lost {device}; done) &")
+            } else {
+                writeln!(lines, "({rounds}; kill $$) &")
+            };
         }
         lines.push_str("sleep 1; echo working; wait; exit 9");
         lines
@@ -141,15 +169,31 @@ impl Work {
         }
     }
 
+    /// Begins a migration that stays in pre-copy, and waits until data of a device was read in there.
+    #[track_caller]
+    pub(super) fn begin_with_data(&self, source: &mut Running, uri: &Value, was_read: impl Fn() -> bool) {
+        // What is pending does not fit this, so that it is sent before the stop.
+        let limits = json!({ "max-bandwidth": 16 << 20, "downtime-limit": 1 });
+        source.execute("migrate-set-parameters", &limits);
+        source.execute("migrate", uri);
+        let deadline = Instant::now() + PATIENCE;
+        while !was_read() {
+            let told = source.execute("query-migrate", &json!({}));
+            assert!(Instant::now() < deadline, "{:?}: no data of a device is sent: {told}", self.way);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Lets a migration be as fast as it can.
     #[track_caller]
     pub(super) fn hurry(source: &mut Running) {
-        source.execute("migrate-set-parameters", &json!({ "max-bandwidth": 1_u64 << 30 }));
+        let limits = json!({ "max-bandwidth": 1_u64 << 30, "downtime-limit": 300 });
+        source.execute("migrate-set-parameters", &limits);
     }
 }
 
 /// The address of a device in the guest.
-fn address(number: usize) -> String {
+pub(super) fn address(number: usize) -> String {
     format!("0000:00:1{number}.0")
 }
 
@@ -163,11 +207,17 @@ pub(super) fn listen(destination: &mut Running) -> Value {
 /// Waits until a migration is no longer under way, and returns what QEMU says of it.
 #[track_caller]
 pub(super) fn ended(machine: &mut Running) -> Value {
+    ended_or_gone(machine).expect("QEMU has ended")
+}
+
+/// The same; `None` if QEMU ends.
+#[track_caller]
+pub(super) fn ended_or_gone(machine: &mut Running) -> Option<Value> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let told = machine.execute("query-migrate", &json!({}));
+        let told = machine.query("query-migrate")?;
         if matches!(told["status"].as_str(), Some("completed" | "failed" | "cancelled")) {
-            return told;
+            return Some(told);
         }
         assert!(Instant::now() < deadline, "the migration does not end: {told}");
         std::thread::sleep(Duration::from_millis(50));

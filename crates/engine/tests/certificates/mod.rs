@@ -1,4 +1,4 @@
-//! Authorities and certificates for the tests of TLS, in files.
+//! Authorities and certificates for the tests of TLS, in files: of this crate and of those above it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
-use crate::channel::Tls;
-
 /// An authority, with a folder for the files.
-pub(super) struct Authority {
+pub(crate) struct Authority {
     folder: PathBuf,
     issuer: Issuer<'static, KeyPair>,
     file: PathBuf,
@@ -19,16 +17,16 @@ pub(super) struct Authority {
 
 /// A certificate in a file, and its key in another.
 #[derive(Clone)]
-pub(super) struct Shown {
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
+pub(crate) struct Shown {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// The serial number of certificates that are revoked.
-pub(super) const REVOKED: u64 = 66;
+pub(crate) const REVOKED: u64 = 66;
 
 impl Authority {
-    pub(super) fn new(folder: &Path, name: &str) -> Authority {
+    pub(crate) fn new(folder: &Path, name: &str) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -39,12 +37,12 @@ impl Authority {
     }
 
     /// Makes a certificate for a name.
-    pub(super) fn certificate(&self, name: &str) -> Shown {
+    pub(crate) fn certificate(&self, name: &str) -> Shown {
         self.made(name, |_| ())
     }
 
     /// Makes a certificate for a name, with other properties.
-    pub(super) fn made(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Shown {
+    pub(crate) fn made(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Shown {
         let mut params = CertificateParams::new(vec![name.to_string()]).unwrap();
         change(&mut params);
         let key = KeyPair::generate().unwrap();
@@ -52,7 +50,7 @@ impl Authority {
     }
 
     /// Makes a certificate that nobody but its owner has signed.
-    pub(super) fn self_signed(&self, name: &str) -> Shown {
+    pub(crate) fn self_signed(&self, name: &str) -> Shown {
         let params = CertificateParams::new(vec![name.to_string()]).unwrap();
         let key = KeyPair::generate().unwrap();
         self.shown(&params.self_signed(&key).unwrap().pem(), &key)
@@ -67,7 +65,7 @@ impl Authority {
     }
 
     /// Makes a revocation list until a year, with the certificates of the number [`REVOKED`] on it.
-    pub(super) fn revocations(&self, until: i32) -> PathBuf {
+    pub(crate) fn revocations(&self, until: i32) -> PathBuf {
         let list = CertificateRevocationListParams {
             this_update: date_time_ymd(2020, 1, 1),
             next_update: date_time_ymd(until, 1, 1),
@@ -85,12 +83,8 @@ impl Authority {
         write(&self.folder, &format!("revoked-until-{until}.pem"), &list)
     }
 
-    /// Returns the files of a side that trusts this authority.
-    pub(super) fn tls(&self, shown: &Shown) -> Tls {
-        Tls::new(&shown.certificate, &shown.key, &self.file)
-    }
-
-    pub(super) fn file(&self) -> &Path {
+    /// Returns the file of the authority's own certificate.
+    pub(crate) fn file(&self) -> &Path {
         &self.file
     }
 }
