@@ -2,8 +2,8 @@
 //!
 //! It is written from the specification's text, and shares no number with the controller. [`GuestDriver`] accesses the
 //! device and memory through a [`Platform`], so that it runs on a [`DeviceFile`](whimbrel_device::DeviceFile) in this
-//! process, on a VFIO device that a program owns, or on a vfio-user client. Its [`Position`] is plain data that a guest
-//! keeps in its memory: a driver that resumes from it continues at the destination of a migration.
+//! process, on a VFIO device that a program owns, or on a vfio-user client. Its [`Position`] is plain data, which a guest
+//! keeps in its memory as bytes: a driver that resumes from it continues at the destination of a migration.
 //!
 //! ```
 //! # use std::fs::File;
@@ -36,6 +36,7 @@
 
 mod command;
 mod error;
+mod position;
 mod queue;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,7 @@ use std::time::{Duration, Instant};
 
 pub use self::command::{Command, Completion, DEAC, FUA, ranges};
 pub use self::error::GuestError;
+pub use self::position::Position;
 use self::queue::QueuePair;
 pub use crate::accel::guest::Platform;
 
@@ -62,15 +64,6 @@ const CONFIGURATION: u32 = 0x0046_0000;
 
 /// Time for a command.
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The position of a driver: its queues, and the memory that is left.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Position {
-    queues: BTreeMap<u16, QueuePair>,
-    free: Range<u64>,
-    /// A page for the data of the driver's own commands.
-    page: u64,
-}
 
 /// The driver's wait for a device: called before each look at a queue or at the controller's status.
 type Wait<P> = Box<dyn FnMut(&mut P) -> Result<(), <P as Platform>::Error> + Send>;
@@ -120,6 +113,11 @@ impl<P: Platform> GuestDriver<P> {
     /// Returns the platform.
     pub fn platform(&mut self) -> &mut P {
         &mut self.platform
+    }
+
+    /// Returns the position, for a guest to keep in its memory.
+    pub fn position(&self) -> &Position {
+        &self.position
     }
 
     /// Ends the driver and returns its platform and position. The device keeps its queues.

@@ -41,6 +41,31 @@ impl QueuePair {
         }
     }
 
+    /// Appends the pair as words, for [`QueuePair::read`].
+    pub(super) fn write(&self, words: &mut Vec<u64>) {
+        let QueuePair { entries, submissions, completions, lists, tail, head, phase, fetched, in_flight } =
+            self;
+        words.extend([u64::from(*entries), *submissions, *completions, *lists]);
+        words.extend([*tail, *head, u32::from(*phase), *fetched].map(u64::from));
+        words.push(in_flight.len() as u64);
+        words.extend(in_flight.iter().map(|identifier| u64::from(*identifier)));
+    }
+
+    /// Takes a pair from words. `None` if they are none.
+    pub(super) fn read(words: &mut impl Iterator<Item = u64>) -> Option<QueuePair> {
+        let entries = u32::try_from(words.next()?).ok().filter(|entries| (2..=1 << 16).contains(entries))?;
+        let (submissions, completions, lists) = (words.next()?, words.next()?, words.next()?);
+        let mut below = |end: u32| {
+            let word = words.next()?;
+            u32::try_from(word).ok().filter(|value| *value < end)
+        };
+        let (tail, head, phase, fetched) =
+            (below(entries)?, below(entries)?, below(2)? == 1, below(entries)?);
+        let in_flight =
+            (0..below(entries)?).map(|_| u16::try_from(below(1 << 16)?).ok()).collect::<Option<_>>()?;
+        Some(QueuePair { entries, submissions, completions, lists, tail, head, phase, fetched, in_flight })
+    }
+
     /// Returns a free identifier, if there is room in the queue; one entry stays empty.
     pub(super) fn free(&self) -> Option<u16> {
         let next = (self.tail + 1) % self.entries;

@@ -12,7 +12,7 @@ fn image(folder: &tempfile::TempDir) -> Image {
 /// Executes operations one after the other.
 fn run(image: &mut Image, operation: Operation) -> Done {
     let tag = image.submit(operation);
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         let done = image.collect();
         if let Some(ended) = done.into_iter().find(|ended| ended.tag == tag) {
@@ -73,7 +73,7 @@ fn an_image_has_one_owner_until_the_last_operation_has_ended() {
     assert!(!first.disown(), "it may still write");
     assert_eq!(second.own(), Err(Errno::EBUSY));
     while !first.is_idle() {
-        first.wait(Instant::now() + Duration::from_secs(60));
+        first.wait(Instant::now() + Duration::from_mins(1));
         first.collect();
     }
     assert!(first.disown());
@@ -104,7 +104,7 @@ fn abandoned_operations_are_waited_for_and_not_returned() {
     let tag = image.submit(Operation::Write { offset: 0, data: vec![5; 512], durable: false });
     image.abandon([tag]);
     assert!(!image.takes_operations());
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !image.takes_operations() {
         assert!(image.wait(deadline));
         assert_eq!(image.collect(), []);

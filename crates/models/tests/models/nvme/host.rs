@@ -1,22 +1,21 @@
-//! A host for tests: memory, an image, and the driver of one controller.
+//! A host for tests: an image, and the driver of one controller.
+//!
+//! How the host reaches memory and devices is the business of `device`: in this process, or over vfio-user, in that crate's
+//! tests.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, memfd_create};
-use whimbrel_device::wrap::fault::{Faults, Faulty};
-use whimbrel_device::{DataFile, DeviceFile, Errno, Next, RemoteMemory, State};
-use whimbrel_memory::FileOffset;
+use whimbrel_device::{Errno, Next, State};
+use whimbrel_models::nvme::NvmeConfig;
 use whimbrel_models::nvme::guest::{Command, Completion, GuestDriver, Platform};
-use whimbrel_models::nvme::{Nvme, NvmeConfig};
-use whimbrel_uapi::type1::DmaMapFlags;
+
+pub(crate) use super::device::Memory;
+use super::device::{self, Data, Device};
 
 /// Where the memory is in the device's eyes.
-const BASE: u64 = 0x10_0000;
-const MEMORY: u64 = 16 << 20;
+pub(crate) const BASE: u64 = 0x10_0000;
+pub(crate) const MEMORY: u64 = 16 << 20;
 /// The end of the driver's own memory. Everything behind it is data.
 pub(crate) const DATA: u64 = BASE + (8 << 20);
 
@@ -24,52 +23,10 @@ pub(crate) const DATA: u64 = BASE + (8 << 20);
 pub(crate) const IMAGE: u64 = 4 << 20;
 pub(crate) const BLOCK: u64 = 512;
 
-/// Host memory, which several devices may reach.
-#[derive(Clone, Debug)]
-pub(crate) struct Memory {
-    file: Arc<File>,
-    /// The device has to ask for it.
-    is_remote: bool,
-}
-
-impl Memory {
-    pub(crate) fn new() -> Memory {
-        let file = File::from(memfd_create(c"host memory", MemfdFlags::empty()).unwrap());
-        file.set_len(MEMORY).unwrap();
-        Memory { file: Arc::new(file), is_remote: false }
-    }
-
-    pub(crate) fn remote() -> Memory {
-        Memory { is_remote: true, ..Memory::new() }
-    }
-
-    pub(crate) fn read(&self, address: u64, length: u64) -> Vec<u8> {
-        let mut data = vec![0; length as usize];
-        self.file.read_exact_at(&mut data, address - BASE).unwrap();
-        data
-    }
-
-    pub(crate) fn write(&self, address: u64, data: &[u8]) {
-        self.file.write_all_at(data, address - BASE).unwrap();
-    }
-}
-
-impl RemoteMemory for Memory {
-    fn read(&self, iova: u64, data: &mut [u8], _: Instant) -> Result<(), Errno> {
-        data.copy_from_slice(&self.read(iova, data.len() as u64));
-        Ok(())
-    }
-
-    fn write(&self, iova: u64, data: &[u8], _: Instant) -> Result<(), Errno> {
-        self.write(iova, data);
-        Ok(())
-    }
-}
-
 /// A device and the test's memory, as the driver reaches them.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    pub(crate) device: DeviceFile,
+    pub(crate) device: Device,
     memory: Memory,
 }
 
@@ -121,25 +78,12 @@ impl Bench {
         NvmeConfig::new(self.path()).size(IMAGE).queues(4)
     }
 
-    pub(crate) fn device(&self) -> DeviceFile {
+    pub(crate) fn device(&self) -> Device {
         self.device_of(self.config(), "")
     }
 
-    pub(crate) fn device_of(&self, config: NvmeConfig, faults: &str) -> DeviceFile {
-        let faults: Faults = faults.parse().unwrap();
-        let device = DeviceFile::try_new("disk", |bus| {
-            let image = config.open_image()?;
-            Ok::<_, whimbrel_models::NvmeError>(Faulty::new(Nvme::new(config, image, bus)?, faults))
-        })
-        .unwrap();
-        let (dma, rights) = (device.bus().dma(), DmaMapFlags::READ | DmaMapFlags::WRITE);
-        if self.memory.is_remote {
-            dma.map_remote(BASE, MEMORY, rights, Arc::new(self.memory.clone())).unwrap();
-        } else {
-            let file = FileOffset::from_arc(self.memory.file.clone(), 0);
-            dma.map(BASE, MEMORY, rights, file).unwrap();
-        }
-        device
+    pub(crate) fn device_of(&self, config: NvmeConfig, faults: &str) -> Device {
+        device::open(config, faults, &self.memory)
     }
 
     /// What the image contains.
@@ -148,14 +92,14 @@ impl Bench {
     }
 
     /// Starts a driver on a device, with a queue of this many entries.
-    pub(crate) fn host_on(&self, device: DeviceFile, entries: u32) -> Host {
+    pub(crate) fn host_on(&self, device: Device, entries: u32) -> Host {
         let mut host = self.admin_on(device);
         host.driver.create_queue(1, entries, Some(1)).unwrap();
         host
     }
 
     /// Starts a driver with admin queues only.
-    pub(crate) fn admin_on(&self, device: DeviceFile) -> Host {
+    pub(crate) fn admin_on(&self, device: Device) -> Host {
         let seat = Seat { device: device.clone(), memory: self.memory.clone() };
         let driver = GuestDriver::start(seat, BASE..DATA, 32, step).unwrap();
         Host { driver, memory: self.memory.clone() }
@@ -183,12 +127,12 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn device(&mut self) -> DeviceFile {
+    pub(crate) fn device(&mut self) -> Device {
         self.driver.platform().device.clone()
     }
 
     /// Goes on with another device, which has the state of the first.
-    pub(crate) fn move_to(&mut self, device: DeviceFile) {
+    pub(crate) fn move_to(&mut self, device: Device) {
         self.driver.platform().device = device;
     }
 
@@ -226,7 +170,7 @@ impl Host {
 }
 
 /// Lets a device work until it has nothing to do at time 0, and nothing happens on its image.
-pub(crate) fn settle(device: &DeviceFile) {
+pub(crate) fn settle(device: &Device) {
     while device.advance(Duration::ZERO) != Next::Idle {
         std::thread::yield_now();
     }
@@ -240,7 +184,7 @@ pub(crate) fn pattern(seed: u64, bytes: u64) -> Vec<u8> {
 }
 
 /// Reads up to the end, or the end for now.
-pub(crate) fn read_all(data: &DataFile) -> Vec<u8> {
+pub(crate) fn read_all(data: &Data) -> Vec<u8> {
     let (mut stream, mut buffer) = (Vec::new(), vec![0; 777]);
     loop {
         match data.read(&mut buffer) {
@@ -251,12 +195,12 @@ pub(crate) fn read_all(data: &DataFile) -> Vec<u8> {
     }
 }
 
-pub(crate) fn save(device: &DeviceFile) -> Vec<u8> {
+pub(crate) fn save(device: &Device) -> Vec<u8> {
     read_all(&device.set_mig_state(State::StopCopy).unwrap().unwrap())
 }
 
 /// Loads a stream, and leaves the device in STOP.
-pub(crate) fn load(device: &DeviceFile, stream: &[u8]) {
+pub(crate) fn load(device: &Device, stream: &[u8]) {
     let data = device.set_mig_state(State::Resuming).unwrap().unwrap();
     for part in stream.chunks(1000) {
         assert_eq!(data.write(part), Ok(part.len()));

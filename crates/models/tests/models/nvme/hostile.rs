@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use whimbrel_device::{DeviceFile, Next, State};
+use whimbrel_device::{Next, State};
 use whimbrel_models::nvme::guest::Command;
 
+use super::device::Device;
 use super::host::{Bench, DATA, IMAGE, Memory, load, save};
 
 /// Advances for a bounded number of steps.
-fn advance(device: &DeviceFile) {
+fn advance(device: &Device) {
     for _ in 0..2_000 {
         match device.advance(Duration::ZERO) {
             Next::Idle => return,

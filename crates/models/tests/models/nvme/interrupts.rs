@@ -3,13 +3,14 @@
 use std::os::fd::AsFd;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use whimbrel_device::{DeviceFile, IrqAction, IrqData};
+use whimbrel_device::{IrqAction, IrqData};
 use whimbrel_models::nvme::guest::Command;
 
+use super::device::Device;
 use super::host::{Bench, settle};
 
 /// Sets up all interrupts of an index.
-fn eventfds<const N: usize>(device: &DeviceFile, index: u32) -> [EventFd; N] {
+fn eventfds<const N: usize>(device: &Device, index: u32) -> [EventFd; N] {
     let eventfds = [(); N].map(|()| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
     let triggers = eventfds.iter().map(|eventfd| Some(eventfd.as_fd().try_clone_to_owned().unwrap()));
     device.set_irq_triggers(index, 0, triggers.collect()).unwrap();

@@ -1,6 +1,7 @@
 //! The NVM Express controller as a host and as a user of the device see it.
 
 mod admin;
+mod device;
 mod events;
 mod host;
 mod hostile;
@@ -11,4 +12,5 @@ mod moving;
 mod owner;
 mod queues;
 mod reset;
+mod reset_rule;
 mod stream;

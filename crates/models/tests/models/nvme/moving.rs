@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use whimbrel_device::{DataFile, DeviceFile, State, WorkingDevice};
+use whimbrel_device::State;
 use whimbrel_models::nvme::guest::{Command, FUA, ranges};
 
+use super::device::{Data, Device, at_work};
 use super::host::{BLOCK, Bench, DATA, Host, IMAGE, Memory, load, pattern, read_all};
 
 /// Blocks that one slot uses; no two slots have one in common, so that the order of commands does not matter.
@@ -88,13 +89,13 @@ impl Traffic {
 }
 
 /// Requests a state until the injected faults of the way are used up.
-fn insist(device: &DeviceFile, state: State) -> Option<DataFile> {
+fn insist(device: &Device, state: State) -> Option<Data> {
     (0..20).find_map(|_| device.set_mig_state(state).ok()).expect("faults end")
 }
 
 /// Brings the state of one device to the other, perhaps by way of pre-copy, a failure or a cancellation. Returns whether the
 /// device has moved.
-fn migrate(rng: &mut Rng, source: &DeviceFile, destination: &DeviceFile) -> bool {
+fn migrate(rng: &mut Rng, source: &Device, destination: &Device) -> bool {
     let mut stream = Vec::new();
     let precopy = rng.bool().then(|| source.set_mig_state(State::PreCopy).unwrap().unwrap());
     if let Some(data) = &precopy {
@@ -165,7 +166,7 @@ fn random_io_survives_a_hundred_migrations() {
 #[test]
 fn a_device_with_a_worker_works_by_itself_and_migrates_under_load() {
     let bench = Bench::new();
-    let mut working = [bench.device(), bench.device()].map(|device| WorkingDevice::start(device).unwrap());
+    let mut working = [bench.device(), bench.device()].map(at_work);
     let mut host = bench.host_on(working[0].device().clone(), 32);
     let mut traffic = Traffic::new(3);
     for _ in 0..20 {

@@ -1,8 +1,9 @@
 //! The image's owner: one running device at a time, whatever becomes of a migration.
 
-use whimbrel_device::{DeviceFile, Errno, State};
+use whimbrel_device::{Errno, State};
 use whimbrel_models::nvme::guest::Command;
 
+use super::device::Device;
 use super::host::{Bench, DATA, load, pattern, save, settle};
 
 #[test]
@@ -54,7 +55,7 @@ fn a_device_cannot_run_without_the_image_and_can_be_tried_again() {
 }
 
 /// A way out of RUNNING.
-type Leave = fn(&DeviceFile);
+type Leave = fn(&Device);
 
 #[test]
 fn every_way_out_of_running_gives_the_image_up() {
