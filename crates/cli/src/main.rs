@@ -15,6 +15,7 @@ mod inspect;
 mod journal;
 mod logging;
 mod man;
+mod model_text;
 mod output;
 mod probe;
 mod progress;

@@ -10,16 +10,16 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use whimbrel_device::wrap::fault::Faults;
 use whimbrel_device::{ResetRule, survive_lost_memory};
-use whimbrel_models::Model;
+use whimbrel_models::{Model, ModelError};
 use whimbrel_sandbox::Sandbox;
 use whimbrel_vfio_user::{Backend, BackendOptions, Listener, Server, Stopper, Takeover, TakeoverError};
 
 use crate::failure::Failure;
 use crate::fault;
+use crate::model_text::ModelText;
 use crate::output::{self, Output};
 use crate::reset_rule;
 use crate::size;
-use crate::target::parse_model;
 use crate::unreachable_fault;
 
 /// Serve a model as a vfio-user device
@@ -31,8 +31,11 @@ use crate::unreachable_fault;
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// The model: serial, accel, legacy or nvme, with settings as after `model:` (`whimbrel --help`)
-    #[arg(value_name = "MODEL", value_parser = parse_model)]
-    model: Model,
+    #[arg(value_name = "MODEL", value_parser = ModelText::parse)]
+    model: ModelText,
+    /// Image of an nvme, a file or a block device: as its setting `image`, for a path of any characters
+    #[arg(long, value_name = "PATH")]
+    image: Option<PathBuf>,
     /// Path of the socket. Only the user who runs the server can connect to it
     #[arg(long, value_name = "PATH", required_unless_present = "takeover")]
     socket: Option<PathBuf>,
@@ -93,7 +96,8 @@ const AFTER_HELP: &str = "\
 Examples:
   whimbrel serve serial --socket /run/user/1000/serial
   whimbrel serve 'accel?state=1GiB' --socket accel.socket
-  whimbrel serve 'nvme?image=disk.img&size=1GiB' --socket disk.socket
+  whimbrel serve nvme --image disk.img --socket disk.socket --sandbox
+  whimbrel serve 'nvme?size=1GiB' --image new.img --socket disk.socket   (creates it)
   whimbrel serve 'accel?state=1GiB' --socket accel.socket --takeover-socket update.socket
   whimbrel serve 'accel?state=1GiB' --takeover update.socket";
 
@@ -142,7 +146,7 @@ enum Door {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let model = &arguments.model;
+    let model = &model(arguments)?;
     let options = options(arguments);
     let faults = Faults::new(arguments.fault.iter().flat_map(|faults| faults.iter().cloned()));
     unreachable_fault::check(&faults, model, "the device")?;
@@ -211,6 +215,22 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
     let text = format!("served {clients} clients at {socket}");
     output.result(&Served { model: model.to_string(), socket, clients, taken_over, moved }, text)
+}
+
+/// The model, with its image from wherever it is given.
+fn model(arguments: &Arguments) -> Result<Model, Failure> {
+    let given = match &arguments.image {
+        Some(image) => arguments.model.clone().with_image(image),
+        None => arguments.model.clone(),
+    };
+    given.model().map_err(|error| {
+        let failure = Failure::usage(error.to_string());
+        match error {
+            ModelError::Missing { .. } => failure.hint("name its file or block device with --image PATH"),
+            ModelError::Twice { .. } => failure.hint("give the image once: with --image, or as a setting"),
+            _ => failure.hint("--image is for an nvme"),
+        }
+    })
 }
 
 fn options(arguments: &Arguments) -> BackendOptions {

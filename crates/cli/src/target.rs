@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use whimbrel_engine::channel::{Address, ConnectError, Until, connect_once};
-use whimbrel_models::{Model, Protocol};
+use whimbrel_models::{Model, ModelError, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
 use whimbrel_user::{Device, Local, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
@@ -53,7 +53,13 @@ pub(crate) enum Target {
 
 /// Parses a model and its settings, the part after `model:`.
 pub(crate) fn parse_model(text: &str) -> Result<Model, WrongValue> {
-    Model::from_str(text).map_err(|error| WrongValue::new(error.to_string(), MODEL_FORMS))
+    Model::from_str(text).map_err(model_forms)
+}
+
+/// The error of a model's text, with the forms that it may have.
+#[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
+pub(crate) fn model_forms(error: ModelError) -> WrongValue {
+    WrongValue::new(error.to_string(), MODEL_FORMS)
 }
 
 impl FromStr for Target {

@@ -81,7 +81,7 @@ fn begin(config: &Config, orders: &Receiver<Order>) -> Result<(), Failed> {
 /// The name of a device in this process.
 fn name(config: &Config, number: usize, place: &Place) -> String {
     let model = match place {
-        Place::Inside { model } => model.split('?').next().unwrap_or_default(),
+        Place::Inside { model } => model.name(),
         // Named by its socket.
         Place::Served { .. } => "device",
     };

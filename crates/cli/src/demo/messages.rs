@@ -9,6 +9,7 @@ use whimbrel_engine::{Phase, Progress};
 
 use super::attachment::Kind;
 use super::certificates::Certificates;
+use crate::model_text::ModelText;
 
 /// A host's end of the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +33,9 @@ impl fmt::Display for Role {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Place {
     /// In its own process.
-    Inside { model: String },
+    Inside { model: ModelText },
     /// Behind a vfio-user socket. The model is known only of servers that the demo has started.
-    Served { socket: PathBuf, model: Option<String> },
+    Served { socket: PathBuf, model: Option<ModelText> },
 }
 
 /// The configuration of a host.

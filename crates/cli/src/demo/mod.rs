@@ -13,11 +13,13 @@ mod error;
 mod evidence;
 mod explain;
 mod host;
+mod image;
 mod jobs;
 mod machine;
 mod messages;
 mod outcome;
 mod pairs;
+mod pieces;
 mod processes;
 mod verify;
 mod work;
@@ -32,7 +34,7 @@ use self::certificates::Authority;
 use self::error::DemoError;
 use self::messages::{Config, Event, Evidence, Figures, Finished, Order, Place, Role};
 use self::outcome::{Outcome, Text};
-use self::pairs::{Pair, pair};
+use self::pairs::{DeviceArgument, Pair, pair};
 use self::processes::{Processes, unexpected};
 use self::verify::Findings;
 use crate::failure::Failure;
@@ -46,17 +48,21 @@ pub(crate) use self::host::{Arguments as HostArguments, run as run_host};
 /// Migrate working devices and their memory live between two processes, and verify that nothing was lost.
 ///
 /// Starts two hosts on this machine, each a process, with another process for each device that serves it over vfio-user.
-/// The first host gives its devices work: an accel fills, copies and checks blocks of memory by DMA, a serial echoes
-/// bytes, and every result is checked. Meanwhile the devices and all memory migrate together to the second host over TCP,
-/// where the work continues. Needs only this program, and leaves nothing behind.
+/// The first host gives its devices work: an accel fills, copies and checks blocks of memory by DMA, a disk is written and
+/// read, a serial echoes bytes, and every result is checked. Meanwhile the devices and all memory migrate together to the
+/// second host over TCP, where the work continues. Needs only this program, and leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// A device; several migrate together. model:accel or model:serial with settings, including protocol=v1 and
-    /// protocol=draft; model:legacy, whose state is transferred 8 bytes at a time, which is slow with a server (see
-    /// --in-process); or vfio-user:SOCKET, together with --destination
-    #[arg(long = "device", value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
-    devices: Vec<Target>,
+    /// protocol=draft; model:nvme, a disk on an image of its own, or on the one in its settings, which is overwritten;
+    /// model:legacy, whose state is transferred 8 bytes at a time, which is slow with a server (see --in-process); or
+    /// vfio-user:SOCKET, together with --destination
+    #[arg(
+        long = "device", value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB",
+        value_parser = DeviceArgument::parse
+    )]
+    devices: Vec<DeviceArgument>,
     /// The destination of a vfio-user:SOCKET in --device: a second socket, which serves the same model. Several are in
     /// the order of their devices. The demo resets both devices before it begins, and leaves their servers running
     #[arg(long = "destination", value_name = "TARGET")]
@@ -100,6 +106,7 @@ const AFTER_HELP: &str = "\
 Examples:
   whimbrel demo
   whimbrel demo --device model:accel --device model:serial
+  whimbrel demo --device 'model:nvme'
   whimbrel demo --cuts 2
   whimbrel demo --device 'model:accel?state=1GiB&rate=64MiB' --memory 1GiB --dirty-rate 256MiB
   whimbrel demo --device vfio-user:a --destination vfio-user:b   (`whimbrel serve accel` serves at each)";
@@ -180,11 +187,12 @@ fn perform(
     }
     let mut place = |role, number, pair: &Pair| {
         Ok::<_, Failure>(match (pair, role) {
-            (Pair::Inside(model), _) => Place::Inside { model: model.clone() },
+            (Pair::Inside(model), _) => Place::Inside { model: image::complete(model, number, processes)? },
             (Pair::Served(model), role) => {
+                let model = image::complete(model, number, processes)?;
                 let number = (pairs.len() > 1).then_some(number + 1);
-                let socket = processes.start_server(role, number, model)?;
-                Place::Served { socket, model: Some(model.clone()) }
+                let socket = processes.start_server(role, number, &model)?;
+                Place::Served { socket, model: Some(model) }
             }
             (Pair::Running(socket, _), Role::Source) | (Pair::Running(_, socket), Role::Destination) => {
                 Place::Served { socket: socket.clone(), model: None }

@@ -11,7 +11,8 @@ use super::settings::{
 use crate::legacy::LegacyConfig;
 use crate::serial::SerialConfig;
 
-/// Formats the model with all its settings (`config` only if it is `required`, `size` only if it is given), as [`Model::from_str`] parses it.
+/// Formats the model with all its settings (`config` only if it is `required`, `size` only if it is given), as its
+/// [`FromStr`](std::str::FromStr) parses it.
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

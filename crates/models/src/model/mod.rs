@@ -27,7 +27,7 @@ use crate::serial::{Serial, SerialConfig};
 /// | model | setting | meaning |
 /// |---|---|---|
 /// | `serial` | `ports` | 1 or 2 ports (1) |
-/// | | `answers` | behaviour where they differ: `vfio-pci` or `mtty`, see [`Answers`] (`vfio-pci`) |
+/// | | `answers` | behaviour where they differ: `vfio-pci` or `mtty`, see [`Answers`](crate::Answers) (`vfio-pci`) |
 /// | | `protocol` | as for `accel` (`v2`) |
 /// | `accel` | `state` | bytes of own state, 1 KiB to 64 GiB (64MiB) |
 /// | | `rate` | bytes of own state changed per second in the background (0) |

@@ -261,7 +261,9 @@ impl<P: Platform> GuestDriver<P> {
                 return Ok(completion);
             }
             if Instant::now() > deadline {
-                return Err(GuestError::Timeout(queue));
+                let status = self.read_u32(CSTS)?;
+                let has_failed = status & 0b10 != 0;
+                return Err(if has_failed { GuestError::Failed(status) } else { GuestError::Timeout(queue) });
             }
         }
     }
