@@ -243,10 +243,11 @@ fn wrong_usage_names_argument_and_value_and_gives_a_hint() {
     assert_eq!(
         run.stderr,
         "error: invalid value 'model:toaster' for '<TARGET>': unknown model 'toaster': expected one of serial, accel, \
-         legacy\n\
+         legacy, nvme\n\
          hint: models are serial[?ports=1|2&answers=vfio-pci|mtty], \
          accel[?state=SIZE&rate=SIZE&features=LIST&config=optional|required], both of them with \
-         protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]\n"
+         protocol=v2|v1|draft, legacy[?state=SIZE&rate=SIZE&section=SIZE], and \
+         nvme?image=PATH[&size=SIZE&readonly=yes|no&queues=N]\n"
     );
 }
 
