@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use whimbrel_models::{Model, ModelError};
 
-use crate::target::{model_forms, parse_model};
+use crate::target::{model_forms, model_from};
 use crate::usage::WrongValue;
 
 /// The text of a model, complete or without its image.
@@ -21,7 +21,7 @@ impl ModelText {
     pub(crate) fn parse(text: &str) -> Result<ModelText, WrongValue> {
         match text.parse::<Model>() {
             Err(ModelError::Missing { .. }) => Model::parse_with_image(text, "image").map_err(model_forms)?,
-            _ => parse_model(text)?,
+            _ => model_from(text)?,
         };
         Ok(ModelText { text: text.to_owned(), image: None })
     }

@@ -21,6 +21,7 @@ use crate::output::{self, Output};
 use crate::reset_rule;
 use crate::size;
 use crate::unreachable_fault;
+use crate::usage::WrongValue;
 
 /// Serve a model as a vfio-user device
 ///
@@ -30,8 +31,8 @@ use crate::unreachable_fault;
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The model: serial, accel, legacy or nvme, with settings as after `model:` (`whimbrel --help`)
-    #[arg(value_name = "MODEL", value_parser = ModelText::parse)]
+    /// The model: serial, accel, legacy or nvme, with settings as in `whimbrel --help`, with or without `model:`
+    #[arg(value_name = "MODEL", value_parser = parse_model)]
     model: ModelText,
     /// Image of an nvme, a file or a block device: as its setting `image`, for a path of any characters
     #[arg(long, value_name = "PATH")]
@@ -215,6 +216,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
     let text = format!("served {clients} clients at {socket}");
     output.result(&Served { model: model.to_string(), socket, clients, taken_over, moved }, text)
+}
+
+/// Parses the model, with or without the `model:` that a target has.
+fn parse_model(text: &str) -> Result<ModelText, WrongValue> {
+    ModelText::parse(text.strip_prefix("model:").unwrap_or(text))
 }
 
 /// The model, with its image from wherever it is given.

@@ -51,8 +51,13 @@ pub(crate) enum Target {
     Model(Model, String),
 }
 
-/// Parses a model and its settings, the part after `model:`.
+/// Parses a model and its settings, with or without the `model:` that a target has.
 pub(crate) fn parse_model(text: &str) -> Result<Model, WrongValue> {
+    model_from(text.strip_prefix("model:").unwrap_or(text))
+}
+
+/// Parses a model and its settings, the part after `model:`.
+pub(crate) fn model_from(text: &str) -> Result<Model, WrongValue> {
     Model::from_str(text).map_err(model_forms)
 }
 
@@ -73,7 +78,7 @@ impl FromStr for Target {
             Some(("cdev", path)) => Target::Cdev(path.into()),
             Some(("vfio-user", "")) => return Err(wrong("the socket is missing")),
             Some(("vfio-user", socket)) => Target::VfioUser(socket.into()),
-            Some(("model", model)) => Target::Model(parse_model(model)?, model.to_string()),
+            Some(("model", model)) => Target::Model(model_from(model)?, model.to_string()),
             _ => Target::Host(checked_name(text).map_err(wrong)?),
         };
         Ok(target)
@@ -372,6 +377,14 @@ mod tests {
     }
 
     #[test]
+    fn a_model_may_be_named_as_a_target() {
+        let serial: Model = "serial?ports=2".parse().unwrap();
+        assert_eq!(parse_model("serial?ports=2").unwrap(), serial);
+        assert_eq!(parse_model("model:serial?ports=2").unwrap(), serial);
+        assert!(parse_model("model:model:serial").is_err());
+    }
+
+    #[test]
     fn what_names_no_device_is_refused() {
         let cases = [
             ("", "the name of the device is missing"),
@@ -380,6 +393,7 @@ mod tests {
             ("vfio-user:", "the socket is missing"),
             ("model:", "unknown model"),
             ("model:toaster", "unknown model 'toaster'"),
+            ("model:model:serial", "unknown model 'model:serial'"),
             ("model:serial?ports=3", "invalid value '3' for ports"),
             ("vfio0", "neither a PCI address nor a UUID"),
             ("../../etc", "neither a PCI address"),

@@ -166,7 +166,7 @@ fn without_a_maximum_the_limit_stays_and_the_rounds_end() {
     assert_eq!(played.limits, [500; 7]);
     let error = played.error.unwrap();
     assert!(matches!(error, Error::NotConverging { rounds: 7, .. }), "{error}");
-    let left = "most is left of memory (104857600 bytes, 52428800 of them at 0x40000000 to 0x43ffffff)";
+    let left = "most is left of memory (100.0 MiB, 50.0 MiB of it at 0x40000000 to 0x43ffffff)";
     assert!(error.to_string().contains(left), "{error}");
     let report = played.report.unwrap();
     assert_eq!((report.rounds, report.final_bytes), (7, 0));

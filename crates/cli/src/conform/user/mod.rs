@@ -46,7 +46,7 @@ pub(super) struct UserArguments {
     #[arg(conflicts_with_all = ["target", "second", "dry_run", "allow", "stream", "force", "case_timeout", "state_limit"])]
     pub(super) user: bool,
     /// The device that the program is given: a model with settings, as after `model:` (`whimbrel --help`)
-    #[arg(long, value_name = "MODEL", requires = "user", value_parser = parse_device)]
+    #[arg(long, value_name = "MODEL", requires = "user", value_parser = parse_model)]
     #[arg(default_value = "accel?state=256KiB")]
     device: Model,
     /// Judge the program as a source that saves a state, or as a destination that loads one; by default by what it does
@@ -73,11 +73,6 @@ impl Side {
             Side::Destination => Role::Destination,
         }
     }
-}
-
-/// Parses a model, with or without the prefix that a target has.
-fn parse_device(text: &str) -> Result<Model, crate::usage::WrongValue> {
-    parse_model(text.strip_prefix("model:").unwrap_or(text))
 }
 
 /// Tests a program.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use super::{OnTimeout, Phase, Source};
 use crate::error::{Error, most_of, predicted};
 use crate::progress::{self, Blame, DirtyRange};
@@ -206,15 +208,18 @@ impl Source {
     /// Returns the memory or device that has most left to send, by name and size.
     fn blamed(&self) -> Option<String> {
         let (left, blame) = self.most_left()?;
+        let size = |bytes| ByteSize::b(bytes).display().iec();
         Some(match blame {
             Blame::Memory => match self.dirtiest {
-                Some(DirtyRange { start, size, dirty }) => format!(
-                    "memory ({left} bytes, {dirty} of them at {start:#x} to {:#x})",
-                    start.saturating_add(size.saturating_sub(1))
+                Some(DirtyRange { start, size: length, dirty }) => format!(
+                    "memory ({}, {} of it at {start:#x} to {:#x})",
+                    size(left),
+                    size(dirty),
+                    start.saturating_add(length.saturating_sub(1))
                 ),
-                None => format!("memory ({left} bytes)"),
+                None => format!("memory ({})", size(left)),
             },
-            Blame::Device(number) => format!("{} ({left} bytes)", self.devices.get(number)?.name),
+            Blame::Device(number) => format!("{} ({})", self.devices.get(number)?.name, size(left)),
         })
     }
 

@@ -18,8 +18,21 @@ fn moves(work: &Work) {
 }
 
 #[test]
-fn a_guest_goes_on_with_its_engine_in_another_qemu_of_today() {
-    moves(&Work::new(Way::Iommufd, &["accel?state=1MiB"]));
+fn a_guest_whose_engine_fails_to_migrate_at_first_goes_on_in_another_qemu_of_today() {
+    let work = Work::new(Way::Iommufd, &["accel?state=1MiB"]);
+    let Some(mut source) = work.start(&[], &["--fault", "arc RUNNING->PRE_COPY: EIO once"]) else { return };
+    source.wait_for("working");
+    let Some(mut destination) = work.start(&["--incoming"], &[]) else { return };
+    let uri = listen(&mut destination);
+    source.execute("migrate", &uri);
+    let told = ended(&mut source);
+    assert_eq!(told["status"], "failed", "{told}");
+    drop(destination);
+    work.goes_on(&mut source);
+    let Some(mut destination) = work.start(&["--incoming"], &[]) else { return };
+    let uri = listen(&mut destination);
+    source.execute("migrate", &uri);
+    work.arrives(&mut source, &mut destination);
 }
 
 #[test]

@@ -37,8 +37,9 @@ class Machine:
         self.lines = self.socket.makefile("r")
         self.lines.readline()
         self.execute("qmp_capabilities")
-        capability = {"capability": "return-path", "state": True}
-        self.execute("migrate-set-capabilities", capabilities=[capability])
+        # With switchover-ack it stops the machine only once the devices have loaded the first part of their pre-copy data.
+        capabilities = [{"capability": name, "state": True} for name in ["return-path", "switchover-ack"]]
+        self.execute("migrate-set-capabilities", capabilities=capabilities)
 
     def execute(self, command, **arguments):
         """Has QEMU carry out a command, and returns its answer."""

@@ -12,7 +12,19 @@ use crate::support::{argument, command, finish, skip};
 #[test]
 #[ignore = "long"]
 fn qemu_10_keeps_the_rules_for_users_but_for_known_failures() {
-    if !is_ready("qemu-10") || !can_run("QEMU as a program under test") {
+    keeps_the_rules("qemu-10");
+}
+
+#[test]
+#[ignore = "long"]
+fn the_newest_qemu_keeps_the_rules_for_users_but_for_the_same_failures() {
+    keeps_the_rules("guest");
+}
+
+/// Judges a QEMU of the lab.
+#[track_caller]
+fn keeps_the_rules(target: &str) {
+    if !is_ready(target) || !can_run("QEMU as a program under test") {
         return;
     }
     if Command::new("python3").arg("--version").output().is_err() {
@@ -25,7 +37,7 @@ fn qemu_10_keeps_the_rules_for_users_but_for_known_failures() {
             .map(String::from)
             .into();
     words.extend(["--", "python3", &driver].map(String::from));
-    words.extend(qemu("qemu-10"));
+    words.extend(qemu(target));
     let devices = ["-device vfio-pci,host={address}", "-device vfio-pci,host={second-address}"];
     words.extend(["--", devices[0], devices[1], "{folder}"].map(String::from));
     let run = finish(command(words));
