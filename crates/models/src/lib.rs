@@ -32,7 +32,6 @@
 //! assert_eq!(&byte, b"!");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-#![forbid(unsafe_code)]
 
 pub mod accel;
 pub mod legacy;

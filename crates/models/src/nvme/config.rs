@@ -8,7 +8,7 @@ use crc_fast::{CrcAlgorithm, checksum};
 use whimbrel_device::pci::config::{Bar, Express, InterruptPin, LinkSpeed, MsiX, PciConfig, PowerManagement};
 
 use super::admin::{VENDOR, padded};
-use super::image::{BLOCK_BYTES, ImageError, ImageFile};
+use super::image::{BLOCK_BYTES, EngineKind, ImageError, ImageFile};
 use super::limits::Limits;
 use super::registers::{BAR_BYTES, MSIX_PENDING, MSIX_TABLE};
 
@@ -28,6 +28,8 @@ pub struct NvmeConfig {
     pub serial: Option<String>,
     /// Time that the stop of a migration waits for operations on the image, and for its flush.
     pub drain_timeout: Duration,
+    /// The engine that executes operations on the image.
+    pub engine: EngineKind,
 }
 
 impl NvmeConfig {
@@ -43,6 +45,7 @@ impl NvmeConfig {
             queues: 16,
             serial: None,
             drain_timeout: Duration::from_secs(4),
+            engine: EngineKind::default(),
         }
     }
 
@@ -74,6 +77,12 @@ impl NvmeConfig {
     #[must_use]
     pub fn drain_timeout(self, drain_timeout: Duration) -> NvmeConfig {
         NvmeConfig { drain_timeout, ..self }
+    }
+
+    /// Sets [`NvmeConfig::engine`].
+    #[must_use]
+    pub fn engine(self, engine: EngineKind) -> NvmeConfig {
+        NvmeConfig { engine, ..self }
     }
 
     /// Opens the image. A server that confines itself does so before that.

@@ -1,5 +1,6 @@
 //! Commands of the NVM command set: their checks, and the operations on the image that they ask for. No I/O.
 
+use whimbrel_device::dma::Access;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::command::{Status, SubmissionEntry, nvm};
@@ -24,8 +25,35 @@ struct Range {
     start: u64,
 }
 
-/// Executes an I/O command.
-pub(super) fn execute(controller: &mut Controller, entry: &SubmissionEntry) -> Result<Outcome, Status> {
+/// A read or write whose data may go straight between the image and memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DirectTransfer {
+    /// Of memory, by the device.
+    pub(super) access: Access,
+    /// Offset in bytes in the image.
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    pub(super) prp1: u64,
+    pub(super) prp2: u64,
+}
+
+/// Returns the transfer that a command consists of; `None` if it is another command, an invalid one, or one with something
+/// to flush.
+pub(super) fn direct_transfer(controller: &Controller, entry: &SubmissionEntry) -> Option<DirectTransfer> {
+    check(entry).ok()?;
+    let limits = &controller.limits;
+    let is_forced = entry.dword12 & FORCE_UNIT_ACCESS != 0;
+    let access = match entry.opcode {
+        nvm::READ if !is_forced => Access::Write,
+        nvm::WRITE if !is_forced && controller.features.write_cache && !limits.is_read_only => Access::Read,
+        _ => return None,
+    };
+    let (offset, bytes) = transfer(limits, entry).ok()?;
+    Some(DirectTransfer { access, offset, bytes, prp1: entry.prp1, prp2: entry.prp2 })
+}
+
+/// Checks what all I/O commands have in common.
+fn check(entry: &SubmissionEntry) -> Result<(), Status> {
     if !nvm::ALL.iter().any(|(opcode, _)| *opcode == entry.opcode) {
         return Err(Status::INVALID_OPCODE);
     }
@@ -34,6 +62,12 @@ pub(super) fn execute(controller: &mut Controller, entry: &SubmissionEntry) -> R
     if entry.namespace != NAMESPACE && !is_broadcast {
         return Err(Status::INVALID_NAMESPACE);
     }
+    Ok(())
+}
+
+/// Executes an I/O command.
+pub(super) fn execute(controller: &mut Controller, entry: &SubmissionEntry) -> Result<Outcome, Status> {
+    check(entry)?;
     let limits = &controller.limits;
     let is_forced = entry.dword12 & FORCE_UNIT_ACCESS != 0;
     let is_durable = is_forced || !controller.features.write_cache;

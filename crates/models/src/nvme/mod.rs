@@ -14,12 +14,16 @@
 //! the specification has for it. Every bound holds for a hostile guest: at most 144 commands are in flight, with 32 MiB of
 //! buffers, and commands are fetched only if their completion queue has room.
 //!
-//! No doorbell is one in the sense of [`Driver::doorbells`]: it takes an index, and an ioeventfd matches a fixed value.
+//! No doorbell is one in the sense of [`Driver::doorbells`]: the host writes an index, and an eventfd carries none. An
+//! ioeventfd of VFIO matches one value. One of KVM may match any, but does not tell which; ioregionfd and libvfio-user's shadow
+//! memory, which would, are in no released kernel.
 //!
 //! # The image
 //!
-//! Operations on the image are executed by threads, not by the thread that serves requests. Writes go to the page cache, and
-//! the namespace has a volatile write cache: what was written before a flush command is on the disk when it completes.
+//! Reads of blocks in the page cache, and writes where the file system can take them at once, go straight between the image
+//! and memory that this process has mapped. All other operations go through a buffer, and are executed by io_uring, or
+//! by threads where this process cannot use it, as in a sandbox ([`EngineKind`]): never by the thread that serves requests.
+//! Writes go to the page cache, and the namespace has a volatile write cache: what was written before a flush command is on the disk when it completes.
 //! With FUA, or with the write cache disabled by the host, each write is.
 //!
 //! **An image has one owner.** A device locks it (flock) when it enters RUNNING or RUNNING_P2P, and unlocks it when it
@@ -46,6 +50,7 @@ mod admin;
 mod command;
 mod config;
 mod controller;
+mod direct;
 mod flight;
 #[cfg(feature = "guest")]
 pub mod guest;
@@ -73,8 +78,9 @@ use whimbrel_uapi::pci::VFIO_PCI_BAR0_REGION_INDEX;
 
 pub use self::config::{NvmeConfig, NvmeError, NvmeImage};
 use self::controller::{Controller, Effect};
+use self::direct::Direct;
 use self::flight::Flight;
-pub use self::image::ImageError;
+pub use self::image::{EngineKind, ImageError};
 use self::image::{Image, Operation};
 use self::migration::Session;
 use self::work::Step;
@@ -92,6 +98,7 @@ pub struct Nvme {
     controller: Controller,
     flight: Flight,
     image: Image,
+    direct: Direct,
     session: Session,
     step: Step,
     /// The access that waits for the memory's owner, until the core takes it.
@@ -117,13 +124,13 @@ pub struct Nvme {
 }
 
 impl Nvme {
-    /// Returns a controller in its power-on state, with threads that access the image.
+    /// Returns a controller in its power-on state, with an engine that accesses the image.
     pub fn new(config: NvmeConfig, image: NvmeImage, bus: Bus) -> Result<Nvme, NvmeError> {
         let notify = {
             let bus = bus.clone();
             move || bus.notify_work()
         };
-        let image = Image::new(image.file, notify)?;
+        let image = Image::new(image.file, config.engine, notify)?;
         Ok(Nvme::with_image(config, image, bus))
     }
 
@@ -133,6 +140,7 @@ impl Nvme {
             controller: Controller::new(config.limits(image.blocks())),
             flight: Flight::default(),
             image,
+            direct: Direct::default(),
             session: Session::None,
             step: Step::Begin,
             waits_for: None,
@@ -313,7 +321,8 @@ impl Driver for Nvme {
             self.signal_queues();
         }
         self.check_keep_alive();
-        if starts_dma(context.state()) && self.work() {
+        // Operations begin after the work that has asked for them, and some end at once.
+        if starts_dma(context.state()) && self.work() | self.collect() {
             return Next::Now;
         }
         let missed = (!self.image.is_idle()).then(|| self.now + MISSED_WAKE);

@@ -22,7 +22,15 @@ impl Nvme {
         let Command { sq, entry, .. } = command;
         let outcome = match *sq {
             ADMIN => admin::execute(&mut self.controller, entry, self.now),
-            _ => io::execute(&mut self.controller, entry),
+            _ => {
+                let entry = *entry;
+                if let Some(transfer) = io::direct_transfer(&self.controller, &entry)
+                    && self.transfer_directly(&transfer)
+                {
+                    return self.finish(number, Ok(0));
+                }
+                io::execute(&mut self.controller, &entry)
+            }
         };
         self.proceed(number, outcome);
     }
@@ -109,8 +117,9 @@ impl Nvme {
         self.flight.push_completions(completion);
     }
 
-    /// Begins operations that wait for the image.
-    pub(super) fn submit_held(&mut self) {
+    /// Submits operations that wait for the image. Returns whether there were any.
+    pub(super) fn submit_held(&mut self) -> bool {
+        let mut has_submitted = false;
         while self.image.takes_operations()
             && let Some((number, operation)) = self.flight.held.pop_front()
         {
@@ -122,17 +131,21 @@ impl Nvme {
             self.is_unflushed |= operation.changes_image();
             let tag = self.image.submit(operation);
             self.flight.operations.insert(tag, number);
+            has_submitted = true;
         }
+        has_submitted
     }
 
-    /// Continues commands whose operations on the image have ended.
-    pub(super) fn collect(&mut self) {
+    /// Begins operations on the image, and continues commands whose operations have ended. Returns whether more can be
+    /// done at once.
+    pub(super) fn collect(&mut self) -> bool {
         let mut done = self.image.collect();
+        let has_ended = !done.is_empty();
         for ended in done.drain(..) {
             self.operated(ended);
         }
         self.image.recycle(done);
-        self.submit_held();
+        self.submit_held() || has_ended
     }
 
     fn operated(&mut self, done: Done) {

@@ -66,6 +66,7 @@ impl Nvme {
                 break;
             };
             self.accessed(access, result.is_ok());
+            budget = budget.saturating_sub(self.direct.take_moved());
         }
         self.signal();
         budget == 0

@@ -1,15 +1,16 @@
-//! The image's file or block device, and the execution of one operation on it.
+//! The image's file or block device, and the execution of one request on it.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::{IoSlice, ReadWriteFlags, pwritev2};
+use rustix::fs::{fallocate, fdatasync};
+use rustix::io::{IoSlice, ReadWriteFlags, pread, pwrite, pwritev2};
 use whimbrel_device::Errno;
 
-use super::{BLOCK_BYTES, Operation};
+use super::BLOCK_BYTES;
+use super::task::{Request, Task, ZEROS};
 
 /// An open image.
 #[derive(Debug)]
@@ -59,6 +60,12 @@ pub enum ImageError {
     /// The threads for I/O cannot be started.
     #[error("cannot start the threads for I/O: {0}; free memory or raise the limit on threads (ulimit -u)")]
     Threads(io::Error),
+    /// io_uring is asked for, and cannot be used.
+    #[error(
+        "cannot use io_uring: {0}; it takes Linux 5.11, /proc/sys/kernel/io_uring_disabled of 0, and no sandbox: \
+         leave out the engine to use threads instead"
+    )]
+    IoUring(io::Error),
 }
 
 impl ImageFile {
@@ -114,93 +121,28 @@ impl ImageFile {
         self.is_read_only
     }
 
-    /// Executes an operation, which may take as long as the disk does.
-    pub(super) fn execute(&self, operation: &mut Operation) -> Result<(), Errno> {
-        match operation {
-            Operation::Read { offset, data, durable } => {
-                if *durable {
-                    self.flush()?;
-                }
-                self.file.read_exact_at(data, *offset).map_err(errno)
+    /// Executes a request of an operation, which may take as long as the disk does. Returns the number of bytes moved.
+    pub(super) fn execute(&self, request: Request, task: &mut Task) -> Result<usize, Errno> {
+        let file = &self.file;
+        Ok(match request {
+            Request::Read { offset, from } => pread(file, task.data_mut(from), offset)?,
+            Request::Write { offset, from, durable } => {
+                let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+                pwritev2(file, &[IoSlice::new(task.data(from))], offset, flags)?
             }
-            Operation::Write { offset, data, durable } => self.write(*offset, data, *durable),
-            Operation::Zero { offset, length, deallocate, durable } => {
-                self.zero(*offset, *length, *deallocate)?;
-                if *durable { self.flush() } else { Ok(()) }
+            Request::WriteZeros { offset, count } => pwrite(file, &ZEROS[..count], offset)?,
+            Request::Allocate { flags, offset, length } => {
+                fallocate(file, flags, offset, length)?;
+                0
             }
-            Operation::Deallocate(ranges) => {
-                ranges.iter().try_for_each(|(offset, length)| self.deallocate(*offset, *length))
+            Request::Sync => {
+                fdatasync(file)?;
+                0
             }
-            Operation::Flush => self.flush(),
-        }
-    }
-
-    pub(super) fn flush(&self) -> Result<(), Errno> {
-        self.file.sync_data().map_err(errno)
-    }
-
-    fn write(&self, mut offset: u64, mut data: &[u8], durable: bool) -> Result<(), Errno> {
-        if !durable {
-            return self.file.write_all_at(data, offset).map_err(errno);
-        }
-        while !data.is_empty() {
-            match pwritev2(&self.file, &[IoSlice::new(data)], offset, ReadWriteFlags::DSYNC) {
-                Ok(0) => return Err(Errno::EIO),
-                Ok(written) => {
-                    offset += written as u64;
-                    data = &data[written..];
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                // A file system without the flag.
-                Err(rustix::io::Errno::OPNOTSUPP) => {
-                    self.file.write_all_at(data, offset).map_err(errno)?;
-                    return self.flush();
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn zero(&self, offset: u64, length: u64, deallocate: bool) -> Result<(), Errno> {
-        let range = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        let flags = if deallocate { [PUNCH, range] } else { [range, PUNCH] };
-        for flags in flags {
-            match fallocate(&self.file, flags, offset, length) {
-                Err(rustix::io::Errno::OPNOTSUPP) => {}
-                result => return Ok(result?),
-            }
-        }
-        let zeros = vec![0; length.min(ZEROS_BYTES) as usize];
-        let (mut offset, end) = (offset, offset + length);
-        while offset < end {
-            let count = (end - offset).min(ZEROS_BYTES);
-            self.file.write_all_at(&zeros[..count as usize], offset).map_err(errno)?;
-            offset += count;
-        }
-        Ok(())
-    }
-
-    /// A hint: what cannot be deallocated stays as it is.
-    fn deallocate(&self, offset: u64, length: u64) -> Result<(), Errno> {
-        match fallocate(&self.file, PUNCH, offset, length) {
-            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
-            result => Ok(result?),
-        }
+        })
     }
 }
-
-/// Punches a hole, which reads as zeros. On a block device that discards, the kernel discards blocks that then read as
-/// zeros, and zeros others.
-const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
-
-/// Bytes of zeros written at once where a range cannot be zeroed otherwise.
-const ZEROS_BYTES: u64 = 1 << 20;
 
 fn length(file: &mut File, kind: &Metadata) -> io::Result<u64> {
     if kind.is_file() { Ok(kind.len()) } else { file.seek(SeekFrom::End(0)) }
-}
-
-fn errno(error: io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::EIO)
 }

@@ -6,11 +6,15 @@
 mod file;
 mod lock;
 mod pool;
+mod ring;
+mod task;
 #[cfg(test)]
 mod tests;
+mod uring;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +24,7 @@ pub use self::file::ImageError;
 pub(super) use self::file::ImageFile;
 use self::lock::OwnerLock;
 use self::pool::Pool;
+use self::uring::Uring;
 
 /// Bytes of a logical block.
 pub(super) const BLOCK_BYTES: u64 = 512;
@@ -54,9 +59,23 @@ pub(super) struct Done {
     pub(super) result: Result<(), Errno>,
 }
 
+/// The choice of the engine that executes a controller's operations on its image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineKind {
+    /// io_uring where this process can use it, and otherwise threads.
+    #[default]
+    Automatic,
+    /// io_uring, or an error.
+    IoUring,
+    /// Four threads, each of which executes one operation at a time.
+    Threads,
+}
+
 /// A way to execute operations on the image.
 pub(super) trait Engine: Send + fmt::Debug {
-    /// Begins an operation. Operations in flight may end in any order.
+    /// Adds an operation, which begins now or with the next call of another method. Operations in flight may end in any
+    /// order.
     fn submit(&mut self, tag: u64, operation: Operation);
 
     /// Appends the operations that have ended since the last call.
@@ -81,14 +100,34 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Returns the image behind a file, with threads that access it. `notify` is called by them when operations end.
+    /// Returns the image behind a file, with an engine that accesses it. Threads of its own call `notify` when operations
+    /// end.
     pub(super) fn new(
         file: ImageFile,
+        kind: EngineKind,
         notify: impl Fn() + Send + Sync + 'static,
     ) -> Result<Image, ImageError> {
-        let file = Arc::new(file);
-        let engine = Pool::start(file.clone(), notify).map_err(ImageError::Threads)?;
-        Ok(Image::with_engine(file, Box::new(engine)))
+        let (file, notify) = (Arc::new(file), Arc::new(notify));
+        let notifier = || {
+            let notify = notify.clone();
+            move || notify()
+        };
+        let engine: Box<dyn Engine> = match kind {
+            EngineKind::Automatic => match Uring::start(file.clone(), notifier()) {
+                Ok(uring) => Box::new(uring),
+                Err(error) => {
+                    tracing::debug!(%error, "io_uring cannot be used: threads access the image");
+                    Box::new(Pool::start(file.clone(), notifier()).map_err(ImageError::Threads)?)
+                }
+            },
+            EngineKind::IoUring => {
+                Box::new(Uring::start(file.clone(), notifier()).map_err(ImageError::IoUring)?)
+            }
+            EngineKind::Threads => {
+                Box::new(Pool::start(file.clone(), notifier()).map_err(ImageError::Threads)?)
+            }
+        };
+        Ok(Image::with_engine(file, engine))
     }
 
     /// Returns the image behind a file, accessed by an engine.
@@ -102,6 +141,11 @@ impl Image {
             next_tag: 0,
             collected: Vec::new(),
         }
+    }
+
+    /// Returns the open file, for accesses that wait for nothing.
+    pub(super) fn file(&self) -> &File {
+        self.file.file()
     }
 
     /// Returns the number of logical blocks.

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::task::Task;
 use super::{Done, Engine, ImageFile, Operation};
 
 /// Number of threads. Disks work on several operations at once, and a flush must not keep all others waiting.
@@ -79,7 +80,7 @@ impl Shared {
     fn work(&self) {
         let mut queues = self.lock();
         loop {
-            let Some((tag, mut operation)) = queues.waiting.pop_front() else {
+            let Some((tag, operation)) = queues.waiting.pop_front() else {
                 if queues.is_closed {
                     return;
                 }
@@ -87,9 +88,13 @@ impl Shared {
                 continue;
             };
             drop(queues);
-            let result = self.image.execute(&mut operation);
+            let mut task = Task::new(tag, operation);
+            while let Some(request) = task.next() {
+                let result = self.image.execute(request, &mut task);
+                task.take_result(request, result);
+            }
             queues = self.lock();
-            queues.done.push(Done { tag, operation, result });
+            queues.done.push(task.into_done());
             let is_first = queues.done.len() == 1;
             self.ended.notify_all();
             if is_first {

@@ -28,19 +28,25 @@ pub(crate) const BLOCK: u64 = 512;
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
     file: Arc<File>,
-    /// The device has to ask for it.
-    is_remote: bool,
+    /// The device has to ask for what lies from this address on.
+    remote_from: u64,
 }
 
 impl Memory {
     pub(crate) fn new() -> Memory {
         let file = File::from(memfd_create(c"host memory", MemfdFlags::empty()).unwrap());
         file.set_len(MEMORY).unwrap();
-        Memory { file: Arc::new(file), is_remote: false }
+        Memory { file: Arc::new(file), remote_from: BASE + MEMORY }
     }
 
     pub(crate) fn remote() -> Memory {
-        Memory { is_remote: true, ..Memory::new() }
+        Memory { remote_from: BASE, ..Memory::new() }
+    }
+
+    /// Memory in which the queues are mapped and the data is remote: commands are fetched at once, and no data goes straight
+    /// to the image.
+    pub(crate) fn with_remote_data() -> Memory {
+        Memory { remote_from: DATA, ..Memory::new() }
     }
 
     pub(crate) fn read(&self, address: u64, length: u64) -> Vec<u8> {
@@ -133,11 +139,13 @@ impl Bench {
         })
         .unwrap();
         let (dma, rights) = (device.bus().dma(), DmaMapFlags::READ | DmaMapFlags::WRITE);
-        if self.memory.is_remote {
-            dma.map_remote(BASE, MEMORY, rights, Arc::new(self.memory.clone())).unwrap();
-        } else {
-            let file = FileOffset::from_arc(self.memory.file.clone(), 0);
-            dma.map(BASE, MEMORY, rights, file).unwrap();
+        let remote_from = self.memory.remote_from;
+        let (mapped, remote) = (remote_from - BASE, BASE + MEMORY - remote_from);
+        if mapped > 0 {
+            dma.map(BASE, mapped, rights, FileOffset::from_arc(self.memory.file.clone(), 0)).unwrap();
+        }
+        if remote > 0 {
+            dma.map_remote(remote_from, remote, rights, Arc::new(self.memory.clone())).unwrap();
         }
         device
     }

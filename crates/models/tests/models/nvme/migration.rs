@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::{DeviceFile, Errno, MigrationFlags, ResetRule, State};
-use whimbrel_models::nvme::guest::{Command, Completion};
+use whimbrel_models::nvme::guest::{Command, Completion, FUA};
 
 use super::host::{BLOCK, Bench, DATA, Host, Memory, load, pattern, read_all, save, settle};
 
@@ -122,7 +122,8 @@ fn in_the_p2p_states_it_starts_no_dma_and_takes_doorbells() {
         let mut host = bench.host();
         host.write(0, &pattern(1, 4096));
         host.memory.write(DATA, &[0; 4096]);
-        host.driver.submit(1, Command::read(0, 8), DATA, 4096).unwrap();
+        // Not straight to memory: it is in flight until the device goes on.
+        host.driver.submit(1, Command::read(0, 8).with(FUA), DATA, 4096).unwrap();
         host.device().advance(Duration::ZERO);
         host.device().set_mig_state(p2p).unwrap();
         let before = host.memory.read(DATA - (8 << 20), 12 << 20);

@@ -1,6 +1,7 @@
 //! The NVM Express controller as a host and as a user of the device see it.
 
 mod admin;
+mod direct;
 mod events;
 mod host;
 mod hostile;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use whimbrel_device::State;
 use whimbrel_models::nvme::guest::Command;
 
-use super::host::{BLOCK, Bench, DATA, Host, load, pattern, save};
+use super::host::{BLOCK, Bench, DATA, Host, Memory, load, pattern, save};
 
 /// Written by the test below with `WHIMBREL_KEEP_STREAMS` set.
 const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/models/nvme/streams/busy-v1.bin");
@@ -29,7 +29,8 @@ fn busy(bench: &Bench) -> Host {
 
 #[test]
 fn a_kept_stream_of_version_1_loads_and_is_what_is_written() {
-    let bench = Bench::new();
+    // So that the commands are in flight until the device goes on.
+    let bench = Bench::with(Memory::with_remote_data());
     let mut host = busy(&bench);
     let stream = save(&host.device());
     if std::env::var_os("WHIMBREL_KEEP_STREAMS").is_some() {
