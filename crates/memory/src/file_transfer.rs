@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use crate::shared_bytes::SharedBytes;
 
 /// Maximum number of pieces of one call (`UIO_MAXIOV` of the kernel).
-const MAX_PIECES: usize = 1024;
+const MAX_PIECES: libc::c_int = 1024;
 
 /// preadv2(2) or pwritev2(2).
 type Transfer = unsafe extern "C" fn(
@@ -56,7 +56,8 @@ pub fn write_file_now(file: &File, offset: u64, pieces: &[SharedBytes<'_>]) -> i
 
 fn transfer(call: Transfer, file: &File, offset: u64, pieces: &[SharedBytes<'_>]) -> io::Result<usize> {
     let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
-    if pieces.len() > MAX_PIECES {
+    let count = libc::c_int::try_from(pieces.len()).map_err(|_| invalid())?;
+    if count > MAX_PIECES {
         return Err(invalid());
     }
     let offset = libc::off_t::try_from(offset).map_err(|_| invalid())?;
@@ -66,11 +67,9 @@ fn transfer(call: Transfer, file: &File, offset: u64, pieces: &[SharedBytes<'_>]
         .collect();
     loop {
         // SAFETY: each piece is memory that is mapped as long as the borrow of `pieces` lasts, and that others may access
-        // at any time, as the kernel does here; no reference to it exists. It is not mapped writable if it was mapped so:
-        // then, as where its file was truncated, the kernel answers EFAULT. The kernel keeps no address after the call.
-        let moved = unsafe {
-            call(file.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int, offset, libc::RWF_NOWAIT)
-        };
+        // at any time, as the kernel does here; no reference to it exists. Where it is not writable, or its file was
+        // truncated, the kernel answers EFAULT. It keeps no address after the call.
+        let moved = unsafe { call(file.as_raw_fd(), pieces.as_ptr(), count, offset, libc::RWF_NOWAIT) };
         if let Ok(moved) = usize::try_from(moved) {
             return Ok(moved);
         }
@@ -108,7 +107,7 @@ mod tests {
         (file, memory)
     }
 
-    /// Whether the temporary folder's file system supports it.
+    /// Returns whether the temporary folder's file system supports it.
     fn is_supported<T>(result: &io::Result<T>) -> bool {
         let refused = result.as_ref().err().and_then(io::Error::raw_os_error);
         let is_supported = !matches!(refused, Some(libc::EOPNOTSUPP | libc::EAGAIN));
@@ -164,7 +163,7 @@ mod tests {
     fn what_no_call_can_say_is_refused() {
         let file = file();
         let mut byte = [0];
-        let pieces = vec![SharedBytes::from(&mut byte[..]); MAX_PIECES + 1];
+        let pieces = vec![SharedBytes::from(&mut byte[..]); 1025];
         for (offset, pieces) in [(0, &pieces[..]), (1 << 63, &pieces[..1])] {
             let refused = read_file_now(&file, offset, pieces).unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));

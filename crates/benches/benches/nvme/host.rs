@@ -14,13 +14,14 @@ use whimbrel_memory::{FileOffset, Memory};
 use whimbrel_models::Model;
 use whimbrel_models::nvme::guest::{Command, GuestDriver, Platform};
 use whimbrel_models::nvme::{EngineKind, Nvme, NvmeConfig};
+use whimbrel_sandbox::Sandbox;
 use whimbrel_uapi::pci::VFIO_PCI_MSIX_IRQ_INDEX;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaMap, DmaRegion, Local};
 use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 
 use super::load::Load;
-use super::{IMAGE, Result, SERVER};
+use super::{CONFINED, IMAGE, Result, SERVER};
 
 /// Bytes of memory, for the queues and then the data.
 const MEMORY: u64 = 32 << 20;
@@ -118,11 +119,17 @@ pub(crate) fn device(image: &Path, engine: EngineKind) -> Result<WorkingDevice> 
     Ok(Model::Nvme(NvmeConfig::new(image).engine(engine)).open("disk")?)
 }
 
-/// Serves the device with an image on the socket that is the standard input.
-pub(crate) fn serve(image: &Path) -> Result<()> {
+/// Serves the device with an image on the socket that is the standard input, in a sandbox if `is_confined`.
+pub(crate) fn serve(image: &Path, is_confined: bool) -> Result<()> {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let config = NvmeConfig::new(image);
+    let image = config.open_image()?;
+    if is_confined {
+        Sandbox::new().confine()?;
+    }
+    let device = DeviceFile::try_new("disk", |bus| Nvme::new(config, image, bus))?;
     // It ends with its client.
-    let _ = Backend::new(device(image, EngineKind::Automatic)?).serve(socket);
+    let _ = Backend::new(WorkingDevice::start(device)?).serve(socket);
     Ok(())
 }
 
@@ -144,13 +151,15 @@ impl Host {
         Host::start(|memory| local(device, memory).map(Registers::Here), None)
     }
 
-    pub(crate) fn over_vfio_user(image: &Path) -> Result<Host> {
+    /// On a device of a server in a process of its own.
+    pub(crate) fn over_vfio_user(image: &Path, is_confined: bool) -> Result<Host> {
         let (there, here) = UnixStream::pair()?;
-        let server = Program::new(std::env::current_exe()?)
-            .env(SERVER, image)
-            .stdin(Stdio::from(OwnedFd::from(there)))
-            .spawn()?;
-        let server = Server(server);
+        let mut program = Program::new(std::env::current_exe()?);
+        program.env(SERVER, image).stdin(Stdio::from(OwnedFd::from(there)));
+        if is_confined {
+            program.env(CONFINED, "1");
+        }
+        let server = Server(program.spawn()?);
         let connect = |memory| {
             let mut device = Client::new("disk", here, &ClientOptions::default())?;
             device.map_dma(0, RIGHTS, memory)?;

@@ -1,6 +1,8 @@
 //! The NVM Express model beside its image: the same load by a user-side driver of the model, in this process and over
 //! vfio-user with shared memory, and by fio on the image itself. Then the time of its migration, and the size of its state.
 //!
+//! A name after `--` runs one part: moving, or the loads with it in their name, such as 'random reads'.
+//!
 //! The image is in the page cache, so that the disk does not hide what the model takes. Ways alternate, and the medians of
 //! the ratios within one round are compared, so that a busy machine disturbs all alike.
 
@@ -26,6 +28,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const IMAGE: u64 = 256 << 20;
 /// Says to this program that it is a server, of a device with this image.
 const SERVER: &str = "WHIMBREL_BENCH_SERVER";
+/// Says to that server to confine itself.
+const CONFINED: &str = "WHIMBREL_BENCH_CONFINED";
 /// The number of rounds, instead of 5.
 const ROUNDS: &str = "WHIMBREL_BENCH_ROUNDS";
 /// The time of each measurement in milliseconds, instead of 1000.
@@ -33,16 +37,17 @@ const TIME: &str = "WHIMBREL_BENCH_MILLISECONDS";
 
 fn main() -> Result<()> {
     if let Some(image) = std::env::var_os(SERVER) {
-        return host::serve(Path::new(&image));
+        return host::serve(Path::new(&image), std::env::var_os(CONFINED).is_some());
     }
     let number = |name, otherwise| std::env::var(name).map_or(Ok(otherwise), |text| text.parse());
     let (rounds, time) = (number(ROUNDS, 5)?, Duration::from_millis(number(TIME, 1000)?));
     let folder = tempfile::tempdir()?;
     let part = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    if part.is_empty() || part == "io" {
-        io(folder.path(), rounds, time)?;
+    let loads: Vec<Load> = LOADS.into_iter().filter(|load| load.name.contains(&part)).collect();
+    if !loads.is_empty() {
+        io(folder.path(), &loads, rounds, time)?;
     }
-    if part.is_empty() || part == "moving" {
+    if "moving".contains(&part) {
         moving::measure(folder.path(), rounds)?;
     }
     Ok(())
@@ -63,7 +68,7 @@ struct Way {
     rates: Vec<Vec<f64>>,
 }
 
-fn io(folder: &Path, rounds: u64, time: Duration) -> Result<()> {
+fn io(folder: &Path, loads: &[Load], rounds: u64, time: Duration) -> Result<()> {
     // Each way has an image of its own: fio would not mind the owner's lock.
     let names = [
         "fio on the image",
@@ -71,7 +76,8 @@ fn io(folder: &Path, rounds: u64, time: Duration) -> Result<()> {
         "one thread, pool",
         "in process, io_uring",
         "in process, pool",
-        "over vfio-user",
+        "vfio-user",
+        "vfio-user, sandbox",
     ];
     let images = names.map(|name| folder.join(name));
     for image in &images {
@@ -82,12 +88,13 @@ fn io(folder: &Path, rounds: u64, time: Duration) -> Result<()> {
         Host::on_one_thread(&images[2], EngineKind::Threads)?,
         Host::in_process(&images[3], EngineKind::IoUring)?,
         Host::in_process(&images[4], EngineKind::Threads)?,
-        Host::over_vfio_user(&images[5])?,
+        Host::over_vfio_user(&images[5], false)?,
+        Host::over_vfio_user(&images[6], true)?,
     ];
     let has_fio = fio::is_installed();
-    let mut ways = names.map(|name| Way { name, rates: vec![Vec::new(); LOADS.len()] });
+    let mut ways = names.map(|name| Way { name, rates: vec![Vec::new(); loads.len()] });
     for _ in 0..rounds {
-        for (at, load) in LOADS.iter().enumerate() {
+        for (at, load) in loads.iter().enumerate() {
             if has_fio {
                 ways[0].rates[at].push(fio::run(load, &images[0], time)?);
                 settle(load, &images[0])?;
@@ -98,7 +105,7 @@ fn io(folder: &Path, rounds: u64, time: Duration) -> Result<()> {
             }
         }
     }
-    for (at, load) in LOADS.iter().enumerate() {
+    for (at, load) in loads.iter().enumerate() {
         println!("{}", load.name);
         for way in &ways {
             let rates = &way.rates[at];

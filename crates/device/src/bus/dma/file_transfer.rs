@@ -119,7 +119,7 @@ mod tests {
         disk
     }
 
-    /// Whether the file systems of temporary files and of the kernel support it, as far as anybody can rely on that.
+    /// Returns whether the file systems of temporary files, and of memory, support it.
     fn is_supported(moved: &io::Result<usize>) -> bool {
         let refused = moved.as_ref().err().and_then(io::Error::raw_os_error);
         let is_supported = !matches!(refused, Some(libc::EOPNOTSUPP | libc::EAGAIN));

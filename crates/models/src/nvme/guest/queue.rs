@@ -45,7 +45,8 @@ impl QueuePair {
     pub(super) fn free(&self) -> Option<u16> {
         let next = (self.tail + 1) % self.entries;
         let has_room = next != self.fetched && self.in_flight.len() + 1 < self.entries as usize;
-        has_room.then(|| (0..self.entries as u16).find(|slot| !self.in_flight.contains(slot)))?
+        let gap = self.in_flight.iter().zip(0..).find(|(used, slot)| *used != slot);
+        has_room.then(|| gap.map_or(self.in_flight.len() as u16, |(_, slot)| slot))
     }
 }
 
