@@ -74,7 +74,9 @@ impl DmaSpace {
                 matches!(&mapping.backing, Backing::Memory(memory) if memory.bytes(start, count).is_none());
         }
         if access == Access::Write {
-            ranges.iter().for_each(|(iova, length)| inner.mark(*iova, *length));
+            for (iova, length) in ranges {
+                inner.mark(*iova, *length);
+            }
         }
         Some(if is_lost { Err(rustix::io::Errno::FAULT.into()) } else { moved })
     }
