@@ -7,7 +7,6 @@ use whimbrel_device::dma::DmaAccess;
 use super::Nvme;
 use super::admin;
 use super::command::{Status, SubmissionEntry};
-use super::flight::Command;
 use super::image::{Done, Operation};
 use super::io;
 use super::limits::ADMIN;
@@ -19,18 +18,15 @@ impl Nvme {
     /// Begins a command.
     pub(super) fn begin(&mut self, number: u64) {
         let Some(command) = self.flight.commands.get(&number) else { return };
-        let Command { sq, entry, .. } = command;
-        let outcome = match *sq {
-            ADMIN => admin::execute(&mut self.controller, entry, self.now),
-            _ => {
-                let entry = *entry;
-                if let Some(transfer) = io::direct_transfer(&self.controller, &entry)
-                    && self.transfer_directly(&transfer)
-                {
-                    return self.finish(number, Ok(0));
-                }
-                io::execute(&mut self.controller, &entry)
-            }
+        let (sq, entry) = (command.sq, command.entry);
+        let outcome = if sq == ADMIN {
+            admin::execute(&mut self.controller, &entry, self.now)
+        } else if let Some(transfer) = io::direct_transfer(&self.controller, &entry)
+            && self.transfer_directly(&transfer)
+        {
+            return self.finish(number, Ok(0));
+        } else {
+            io::execute(&mut self.controller, &entry)
         };
         self.proceed(number, outcome);
     }

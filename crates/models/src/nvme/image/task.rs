@@ -83,13 +83,11 @@ impl Task {
                     return if *durable { sync } else { None };
                 }
                 let ways = if *deallocate { [PUNCH, ZERO] } else { [ZERO, PUNCH] };
-                Some(match ways.get(self.refused) {
-                    Some(flags) => Request::Allocate { flags: *flags, offset: *offset, length: *length },
-                    None => {
-                        let count = (length - from as u64).min(ZEROS.len() as u64) as usize;
-                        Request::WriteZeros { offset: offset + from as u64, count }
-                    }
-                })
+                if let Some(flags) = ways.get(self.refused) {
+                    return Some(Request::Allocate { flags: *flags, offset: *offset, length: *length });
+                }
+                let count = (length - from as u64).min(ZEROS.len() as u64) as usize;
+                Some(Request::WriteZeros { offset: offset + from as u64, count })
             }
             Operation::Deallocate(ranges) => ranges.get(from).map(|(offset, length)| Request::Allocate {
                 flags: PUNCH,
@@ -106,7 +104,7 @@ impl Task {
             // Nothing was done: a signal came, or the thread that had begun the request has ended.
             (_, Err(Errno::EINTR | Errno::ECANCELED)) => {}
             (Request::Write { durable: true, .. }, Err(Errno::EOPNOTSUPP)) => {
-                self.lacks_durable_writes = true
+                self.lacks_durable_writes = true;
             }
             // A hint: what cannot be deallocated stays as it is.
             (Request::Allocate { .. }, Err(Errno::EOPNOTSUPP)) => match &self.operation {
