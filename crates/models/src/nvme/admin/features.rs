@@ -7,7 +7,7 @@ use super::super::controller::Controller;
 use super::super::limits::{Limits, NAMESPACE};
 use super::super::outcome::Outcome;
 use super::events::Event;
-use super::log_page::TEMPERATURE;
+use super::log_page::{TEMPERATURE, WARNING_TEMPERATURE};
 
 const ARBITRATION: u8 = 0x01;
 const POWER_MANAGEMENT: u8 = 0x02;
@@ -80,7 +80,7 @@ impl Features {
     pub(in super::super) fn new(limits: &Limits) -> Features {
         Features {
             arbitration: 0x7,
-            over_temperature: u16::MAX,
+            over_temperature: WARNING_TEMPERATURE,
             under_temperature: 0,
             error_recovery: 0,
             write_cache: true,

@@ -8,7 +8,7 @@ use super::super::limits::{Limits, MAX_TRANSFER_PAGES_LOG2, NAMESPACE};
 use super::super::outcome::Outcome;
 use super::super::registers::VERSION;
 use super::events::MAX_REQUESTS;
-use super::log_page::MAX_ERRORS;
+use super::log_page::{MAX_ERRORS, WARNING_TEMPERATURE};
 use super::put;
 
 /// Bytes of each data structure.
@@ -61,7 +61,7 @@ fn controller_data(limits: &Limits) -> Vec<u8> {
     data[260] = 0b011;
     data[261] = LOG_PAGES;
     data[262] = MAX_ERRORS as u8 - 1;
-    put(&mut data, 266, &343u16.to_le_bytes());
+    put(&mut data, 266, &WARNING_TEMPERATURE.to_le_bytes());
     put(&mut data, 268, &353u16.to_le_bytes());
     // Keep-alive in units of 100 ms.
     put(&mut data, 320, &1u16.to_le_bytes());

@@ -17,6 +17,8 @@ const RETAIN_EVENTS: u32 = 1 << 15;
 
 /// Temperature that the controller reports, in kelvins.
 pub(super) const TEMPERATURE: u16 = 313;
+/// The temperature in kelvins above which the controller is too warm: the default of the host's threshold.
+pub(super) const WARNING_TEMPERATURE: u16 = 343;
 
 /// The effects of a command: it is supported, and it changes contents of blocks.
 const SUPPORTED: u32 = 1;

@@ -137,7 +137,7 @@ fn features_keep_what_is_set_until_the_controller_is_reset() {
     // Feature, dword 11, and the value that is read back by dword 11 without it.
     let cases = [
         (0x01, 0x0102_0304, 0, 0x0102_0304, 7),
-        (0x04, 350, 0, 350, 0xffff),
+        (0x04, 350, 0, 350, 343),
         (0x04, 0x10_0118, 0x10_0000, 280, 0),
         (0x05, 0x55, 0, 0x55, 0),
         (0x06, 0, 0, 0, 1),
