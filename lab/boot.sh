@@ -244,6 +244,7 @@ use_built_qemu() {
 require_kernel() {
 	require_tools run
 	is_ready "$kernel" || fail 3 "the $kernel kernel is not built; run: lab/run build $kernel"
+	[ -z "$disk" ] || is_ready disk || fail 3 "what --disk gives is not built; run: lab/run build disk"
 	qemu_command=(qemu-system-x86_64) cpu=max
 	if [ ${#outside[@]} != 0 ]; then
 		case $chosen_qemu in

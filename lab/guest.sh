@@ -46,7 +46,7 @@ make_initramfs() {
 	[ ${#modules[@]} = 0 ] || cp -L -- "${modules[@]}" "$tree/lab/"
 	cp -L -- "${program[0]}" ${files[@]+"${files[@]}"} "$tree/job/"
 	{
-		cat "$cache/$kernel/base.cpio"
+		cat "$cache/$kernel/base.cpio" ${disk:+"$cache/disk/disk.cpio"}
 		pack "$cache/$kernel/busybox" "$tree"
 	} > "$folder/initramfs"
 	# QEMU puts it as high as it can, page by page, and newer firmware puts the ACPI tables at the very end

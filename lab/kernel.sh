@@ -1,10 +1,10 @@
-# What is built of Debian's packages and kept in the cache: three kernels, the headers of 6.12, newer ones, and
-# QEMUs for guests with devices from outside (qemu.sh).
+# What is built of Debian's packages and kept in the cache: three kernels, the headers of 6.12, newer ones,
+# QEMUs for guests with devices from outside (qemu.sh), and what such a guest needs for a disk (disk.sh).
 # shellcheck shell=bash disable=SC2154,SC2034
 
 # What `all` is. The newest kernel and QEMU 10 are built only by their names: few need them, and the kernel takes
 # minutes. newer-headers is no word of the command line: it belongs to headers.
-targets=(debian iommufd headers newer-headers tree guest)
+targets=(debian iommufd headers newer-headers tree guest disk)
 
 # Modules of Debian's kernel that go into the guest, in the order in which they load. mtty, which
 # Debian does not build, comes last.
@@ -34,6 +34,7 @@ recipe() {
 	headers | newer-headers) echo 1 "${kernel_headers[@]}" ;;
 	tree) echo 1 "$cache" ;; # the path is part of it
 	guest | qemu-10) echo 1 ;;
+	disk) echo 1 "${disk_modules[@]}" "${disk_packages[@]}" && cat "$(place debian)/version" 2> /dev/null ;; # for that kernel
 	esac
 }
 
@@ -90,10 +91,10 @@ build_missing() {
 			choose_newest_kernel ||
 				fail 125 "the source of a kernel of $newer_suite cannot be had of this machine's mirror of Debian" ;;
 		guest)
-			choose_qemu "$newer_suite" "$newer_release" ||
+			choose_packages "$newer_suite $newer_release" qemu-system-x86 ||
 				fail 125 "QEMU of $newer_suite cannot be had of this machine's mirror of Debian" ;;
 		qemu-10)
-			choose_qemu "$older_suite" "$older_release" ||
+			choose_packages "$older_suite $older_release" qemu-system-x86 ||
 				fail 125 "QEMU of $older_suite cannot be had of this machine's mirror of Debian" ;;
 		*) choose_release ;;
 		esac
@@ -150,24 +151,37 @@ build_newer-headers() {
 	rm -rf "$tree"
 }
 
-build_debian() {
-	local new=$1 name=$release-amd64 tree=$1/tree path image packed=()
+# unpack_kernel TREE MODULE..: Debian's kernel and these modules of it, as its package has them.
+unpack_kernel() {
+	local tree=$1 name=$release-amd64 path image packed=()
+	shift
 	image=$(fetch "linux-image-$name" "$version")
-	for path in "${debian_modules[@]}"; do
-		packed+=("lib/modules/$name/kernel/$path.ko.xz")
+	for path; do
+		packed+=("*/lib/modules/$name/kernel/$path.ko.xz")
 	done
-	mkdir "$tree" "$new/modules"
+	mkdir "$tree"
 	# Debian 13 has lib/ in usr/.
 	dpkg-deb --fsys-tarfile "$image" | tar -x -C "$tree" --transform 's#^\./usr/#./#' \
-		--wildcards "./boot/vmlinuz-$name" "${packed[@]/#/*/}"
-	unpack_elf_kernel "$tree/boot/vmlinuz-$name" > "$new/vmlinux"
-	for path in "${packed[@]}"; do
-		xz -dc "$tree/$path" > "$new/modules/$(basename "$path" .xz)"
+		--wildcards "./boot/vmlinuz-$name" "${packed[@]}"
+}
+
+# unpack_modules TREE FOLDER MODULE..: the modules there, as a kernel loads them.
+unpack_modules() {
+	local tree=$1 folder=$2 path
+	shift 2
+	for path; do
+		xz -dc "$tree/lib/modules/$release-amd64/kernel/$path.ko.xz" > "$folder/${path##*/}.ko"
 	done
-	build_mtty "$tree" "$name" "$new/modules/mtty.ko"
-	for path in "${debian_modules[@]}" mtty; do
-		echo "${path##*/}.ko"
-	done > "$new/modules/order"
+}
+
+build_debian() {
+	local new=$1 tree=$1/tree modules=("${debian_modules[@]##*/}" mtty)
+	mkdir "$new/modules"
+	unpack_kernel "$tree" "${debian_modules[@]}"
+	unpack_elf_kernel "$tree/boot/vmlinuz-$release-amd64" > "$new/vmlinux"
+	unpack_modules "$tree" "$new/modules" "${debian_modules[@]}"
+	build_mtty "$tree" "$release-amd64" "$new/modules/mtty.ko"
+	printf '%s.ko\n' "${modules[@]}" > "$new/modules/order"
 	rm -rf "$tree"
 	make_base "$new"
 }

@@ -83,22 +83,65 @@ enter_newer_suite() {
 	private_apt=$folder/apt.conf
 }
 
-# choose_qemu SUITE RELEASE: sets `version` to that of the newest QEMU of this suite, which is for this release,
-# `qemu_packages` to it and all it needs, each as NAME=VERSION, and `qemu_apt` to an apt that has them. Fails when they
-# cannot be had.
-choose_qemu() {
-	local folder=$cache/unfinished/apt-qemu-$2
-	make_private_apt "$folder" "$@" || return 1
-	qemu_apt=$folder/apt.conf
+# choose_packages 'SUITE..' PACKAGE..: sets `version` to that of the first package, the newest of the first of these
+# suites, `chosen_packages` to all of them and all they need, each as NAME=VERSION, and `chosen_apt` to an apt that has
+# them. Fails when they cannot be had.
+choose_packages() {
+	local suites folder
+	read -ra suites <<< "$1"
+	shift
+	folder=$cache/unfinished/apt-${suites[0]}
+	make_private_apt "$folder" "${suites[@]}" || return 1
+	chosen_apt=$folder/apt.conf
 	# An installation that is not done says what would be installed: "Inst NAME (VERSION ARCHIVE [amd64])".
-	mapfile -t qemu_packages < <(APT_CONFIG=$qemu_apt apt-get install --simulate --no-install-recommends \
-		--target-release "$1" qemu-system-x86 2>> "$folder/log" |
+	mapfile -t chosen_packages < <(APT_CONFIG=$chosen_apt apt-get install --simulate --no-install-recommends \
+		--target-release "${suites[0]}" "$@" 2>> "$folder/log" |
 		sed -nE 's/^Inst ([^ ]+) \(([^ ]+) .*/\1=\2/p')
-	version=$(printf '%s\n' "${qemu_packages[@]}" | sed -n 's/^qemu-system-x86=//p')
+	version=$(printf '%s\n' "${chosen_packages[@]}" | sed -n "s/^$1=//p")
 	[ -n "$version" ] || {
 		tail -n 5 "$folder/log" >&2
 		return 1
 	}
+}
+
+# unpack_chosen TREE: the packages that were chosen.
+unpack_chosen() {
+	local package missing=()
+	for package in "${chosen_packages[@]}"; do
+		[ -n "$(downloaded "${package%%=*}" "${package#*=}")" ] || missing+=("$package")
+	done
+	if [ ${#missing[@]} != 0 ]; then
+		say "downloading ${#missing[@]} packages"
+		APT_CONFIG=$chosen_apt download "${missing[@]}"
+	fi
+	for package in "${chosen_packages[@]}"; do
+		dpkg-deb -x "$(downloaded "${package%%=*}" "${package#*=}")" "$1"
+	done
+}
+
+# copy_loader TREE FILE: the loader of the programs there. Debian 12 has some files outside usr/.
+copy_loader() { cp "$(find "$1"/{usr/,}lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 -type f 2> /dev/null)" "$2"; }
+
+# copy_libraries TREE LOADER PROGRAM FOLDER: the libraries that this program loads.
+copy_libraries() {
+	local tree=$1 loader=$2 program=$3 folder=$4 path told library
+	path=$tree/usr/lib/x86_64-linux-gnu:$tree/lib/x86_64-linux-gnu
+	# librados has one in a folder of its own.
+	path+=:$tree/usr/lib/x86_64-linux-gnu/ceph
+	told=$("$loader" --inhibit-cache --library-path "$path" --list "$program" 2>&1) || {
+		tail -n 5 <<< "$told" >&2
+		fail 125 "${program##*/} lacks libraries"
+	}
+	# Lines like "NAME => PATH (ADDRESS)". Two are not of the tree: the kernel's own and the loader.
+	while read -r library; do
+		library=${library#*=> }
+		library=${library% (*}
+		case $library in
+		"$tree"/*) cp -L -- "$library" "$folder/" ;;
+		"$loader" | /lib64/ld-linux-x86-64.so.2 | linux-vdso.*) ;;
+		*) fail 125 "${program##*/} lacks a library: the loader would take $library" ;;
+		esac
+	done <<< "$told"
 }
 
 # newest_version PACKAGE: the newest that `newer_suite` has.
@@ -145,7 +188,7 @@ needed_tools() {
 		iommufd | newest)
 			printf '%s %s\n' "$compiler" "$compiler" make make xz xz-utils bc bc bison bison flex flex \
 				/usr/include/libelf.h libelf-dev /usr/include/stdio.h libc6-dev ;;
-		headers | newer-headers) printf '%s %s\n' xz xz-utils ;;
+		headers | newer-headers | disk) printf '%s %s\n' xz xz-utils ;;
 		check) printf '%s %s\n' "$compiler" "$compiler" /usr/lib/x86_64-linux-gnu/libc.a libc6-dev ;;
 		esac
 	done

@@ -19,37 +19,13 @@ build_qemu-10() {
 
 # build_qemu FOLDER DEVICE: places the QEMU that was chosen, which must have this device.
 build_qemu() {
-	local new=$1 device=$2 tree=$1/tree package missing=() program library
-	for package in "${qemu_packages[@]}"; do
-		[ -n "$(downloaded "${package%%=*}" "${package#*=}")" ] || missing+=("$package")
-	done
-	if [ ${#missing[@]} != 0 ]; then
-		say "downloading QEMU and its libraries, ${#missing[@]} packages"
-		APT_CONFIG=$qemu_apt download "${missing[@]}"
-	fi
+	local new=$1 device=$2 tree=$1/tree program
 	mkdir "$tree" "$new/lib" "$new/modules" "$new/firmware"
-	for package in "${qemu_packages[@]}"; do
-		dpkg-deb -x "$(downloaded "${package%%=*}" "${package#*=}")" "$tree"
-	done
+	unpack_chosen "$tree"
 	# Of all these packages, what one program needs.
 	program=$tree/usr/bin/qemu-system-x86_64
-	# Debian 12 has some of them outside usr/.
-	cp "$(find "$tree"/{usr/,}lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 -type f 2> /dev/null)" "$new/loader"
-	"$new/loader" --inhibit-cache --library-path "$tree/usr/lib/x86_64-linux-gnu:$tree/lib/x86_64-linux-gnu" \
-		--list "$program" > "$new/log" 2>&1 || {
-		tail -n 5 "$new/log" >&2
-		fail 125 "QEMU $version lacks libraries"
-	}
-	# Lines like "NAME => PATH (ADDRESS)". Two are not of the tree: the kernel's own and the loader.
-	while read -r library; do
-		library=${library#*=> }
-		library=${library% (*}
-		case $library in
-		"$tree"/*) cp -L -- "$library" "$new/lib/" ;;
-		"$new/loader" | linux-vdso.*) ;;
-		*) fail 125 "QEMU $version lacks a library: the loader would take $library" ;;
-		esac
-	done < "$new/log"
+	copy_loader "$tree" "$new/loader"
+	copy_libraries "$tree" "$new/loader" "$program" "$new/lib"
 	cp "$program" "$new/"
 	cp "$tree"/usr/share/seabios/bios*.bin "$tree"/usr/share/qemu/{pvh,kvmvapic,linuxboot_dma}.bin "$new/firmware/"
 	rm -rf "$tree"

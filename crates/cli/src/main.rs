@@ -15,6 +15,7 @@ mod inspect;
 mod journal;
 mod logging;
 mod man;
+mod model_text;
 mod output;
 mod probe;
 mod progress;
@@ -69,6 +70,8 @@ A TARGET names a device:
                              1 or 2 ports; answers as vfio-pci or as mtty where they differ
   model:accel?state=1GiB&rate=10MiB&features=stop-copy,p2p,pre-copy
                              size of its state, rate of change per second
+  model:nvme?image=disk.img&size=1GiB&readonly=no&queues=16
+                             its blocks in a file or block device; size, to create it
 
 Results go to stdout, everything else to stderr.
 Exit status: 0 done, 1 failed, 2 wrong usage; conform also 3, nothing could be tested; run and trace

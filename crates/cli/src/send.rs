@@ -354,7 +354,8 @@ impl fmt::Display for Text<'_> {
         writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;
         let data = report.memory_bytes - report.zero_bytes + report.device_bytes;
         let wire = report.memory_wire_bytes + report.device_wire_bytes;
-        if report.compression && wire < data {
+        // What was sent again after a lost connection is in the one and not in the other.
+        if report.compression && report.reconnections == 0 && wire < data {
             writeln!(f, "  compressed    {} to {}", output::bytes(data), output::bytes(wire))?;
         }
         writeln!(f, "  throughput    {}", output::rate(report.throughput_bytes_per_s))?;

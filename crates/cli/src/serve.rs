@@ -10,17 +10,18 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use whimbrel_device::wrap::fault::Faults;
 use whimbrel_device::{ResetRule, survive_lost_memory};
-use whimbrel_models::Model;
+use whimbrel_models::{Model, ModelError};
 use whimbrel_sandbox::Sandbox;
 use whimbrel_vfio_user::{Backend, BackendOptions, Listener, Server, Stopper, Takeover, TakeoverError};
 
 use crate::failure::Failure;
 use crate::fault;
+use crate::model_text::ModelText;
 use crate::output::{self, Output};
 use crate::reset_rule;
 use crate::size;
-use crate::target::parse_model;
 use crate::unreachable_fault;
+use crate::usage::WrongValue;
 
 /// Serve a model as a vfio-user device
 ///
@@ -30,9 +31,12 @@ use crate::unreachable_fault;
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The model: serial, accel or legacy, with settings as in `whimbrel --help`, with or without `model:`
+    /// The model: serial, accel, legacy or nvme, with settings as in `whimbrel --help`, with or without `model:`
     #[arg(value_name = "MODEL", value_parser = parse_model)]
-    model: Model,
+    model: ModelText,
+    /// Image of an nvme, a file or a block device: as its setting `image`, for a path of any characters
+    #[arg(long, value_name = "PATH")]
+    image: Option<PathBuf>,
     /// Path of the socket. Only the user who runs the server can connect to it
     #[arg(long, value_name = "PATH", required_unless_present = "takeover")]
     socket: Option<PathBuf>,
@@ -93,6 +97,8 @@ const AFTER_HELP: &str = "\
 Examples:
   whimbrel serve serial --socket /run/user/1000/serial
   whimbrel serve 'accel?state=1GiB' --socket accel.socket
+  whimbrel serve nvme --image disk.img --socket disk.socket --sandbox
+  whimbrel serve 'nvme?size=1GiB' --image new.img --socket disk.socket   (creates it)
   whimbrel serve 'accel?state=1GiB' --socket accel.socket --takeover-socket update.socket
   whimbrel serve 'accel?state=1GiB' --takeover update.socket";
 
@@ -141,7 +147,7 @@ enum Door {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let model = &arguments.model;
+    let model = &model(arguments)?;
     let options = options(arguments);
     let faults = Faults::new(arguments.fault.iter().flat_map(|faults| faults.iter().cloned()));
     unreachable_fault::check(&faults, model, "the device")?;
@@ -153,14 +159,14 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     };
     let socket = socket.display().to_string();
     let takeovers = arguments.takeover_socket.as_deref().map(bind).transpose()?;
+    let not_served = |error| Failure::new(format!("'{model}' cannot be served: {error}"));
+    let prepared = model.prepare().map_err(not_served)?;
     // Everything that is opened by name is open, and no thread runs yet.
     let confined = arguments.sandbox.then(|| Sandbox::new().confine()).transpose().map_err(|error| {
         Failure::new(format!("the server cannot be confined: {error}"))
             .hint("without --sandbox the server runs with all of your permissions")
     })?;
-    let device = model
-        .open_with_faults(model.to_string(), faults)
-        .map_err(|error| Failure::new(format!("'{model}' cannot be served: {error}")))?;
+    let device = prepared.open_with_faults(model.to_string(), faults).map_err(not_served)?;
     let backend = Backend::with(device, options);
     let rule = backend.device().reset_rule();
     if arguments.reset_rule.is_some_and(|wanted| wanted != rule) {
@@ -210,6 +216,27 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
     let text = format!("served {clients} clients at {socket}");
     output.result(&Served { model: model.to_string(), socket, clients, taken_over, moved }, text)
+}
+
+/// Parses the model, with or without the `model:` that a target has.
+fn parse_model(text: &str) -> Result<ModelText, WrongValue> {
+    ModelText::parse(text.strip_prefix("model:").unwrap_or(text))
+}
+
+/// The model, with its image from wherever it is given.
+fn model(arguments: &Arguments) -> Result<Model, Failure> {
+    let given = match &arguments.image {
+        Some(image) => arguments.model.clone().with_image(image),
+        None => arguments.model.clone(),
+    };
+    given.model().map_err(|error| {
+        let failure = Failure::usage(error.to_string());
+        match error {
+            ModelError::Missing { .. } => failure.hint("name its file or block device with --image PATH"),
+            ModelError::Twice { .. } => failure.hint("give the image once: with --image, or as a setting"),
+            _ => failure.hint("--image is for an nvme"),
+        }
+    })
 }
 
 fn options(arguments: &Arguments) -> BackendOptions {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use whimbrel_engine::channel::{Address, ConnectError, Until, connect_once};
-use whimbrel_models::{Model, Protocol};
+use whimbrel_models::{Model, ModelError, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
 use whimbrel_user::{Device, Local, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
@@ -29,7 +29,8 @@ const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a UUID), group
 /// The models, for errors.
 const MODEL_FORMS: &str = "models are serial[?ports=1|2&answers=vfio-pci|mtty], \
                            accel[?state=SIZE&rate=SIZE&features=LIST&config=optional|required], both of them with \
-                           protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]";
+                           protocol=v2|v1|draft, legacy[?state=SIZE&rate=SIZE&section=SIZE], and \
+                           nvme?image=PATH[&size=SIZE&readonly=yes|no&queues=N]";
 
 /// Timeout for a connection that only shows whether there is a server.
 const ATTEMPT: Duration = Duration::from_secs(1);
@@ -55,8 +56,15 @@ pub(crate) fn parse_model(text: &str) -> Result<Model, WrongValue> {
     model_from(text.strip_prefix("model:").unwrap_or(text))
 }
 
-fn model_from(text: &str) -> Result<Model, WrongValue> {
-    Model::from_str(text).map_err(|error| WrongValue::new(error.to_string(), MODEL_FORMS))
+/// Parses a model and its settings, the part after `model:`.
+pub(crate) fn model_from(text: &str) -> Result<Model, WrongValue> {
+    Model::from_str(text).map_err(model_forms)
+}
+
+/// The error of a model's text, with the forms that it may have.
+#[expect(clippy::needless_pass_by_value, reason = "it maps errors")]
+pub(crate) fn model_forms(error: ModelError) -> WrongValue {
+    WrongValue::new(error.to_string(), MODEL_FORMS)
 }
 
 impl FromStr for Target {

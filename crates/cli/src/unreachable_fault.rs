@@ -35,6 +35,7 @@ impl Interface {
         let (flags, protocol) = match model {
             Model::Serial(_, protocol) => (MigrationFlags::all(), *protocol),
             Model::Accel(config, protocol) => (config.flags, *protocol),
+            Model::Nvme(_) => (MigrationFlags::all(), Protocol::V2),
             _ => return Interface::OwnRegion,
         };
         if protocol == Protocol::V2 { Interface::V2(flags) } else { Interface::Region(flags, protocol) }

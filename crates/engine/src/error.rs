@@ -250,6 +250,14 @@ pub enum Error {
         /// The timeout for a call.
         timeout: Duration,
     },
+    /// A driver, the owner's program or this library has a bug: it panicked.
+    #[error("{what} panicked: {reason}")]
+    Panicked {
+        /// The device or thread, and the operation.
+        what: String,
+        /// The message of the panic.
+        reason: String,
+    },
     /// A call has no place at this point of a migration. It has changed nothing.
     #[error("{call} was called {now}")]
     OutOfOrder {

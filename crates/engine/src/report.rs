@@ -44,13 +44,14 @@ pub struct Report {
     pub device_bytes: u64,
     /// Bytes of memory and device state transferred while the devices were stopped.
     pub final_bytes: u64,
-    /// Bytes written to the link.
+    /// Bytes written to the link: the sum of all connections, with all that was sent again after a lost one.
     pub wire_bytes: u64,
     /// Set if memory and device state were compressed.
     pub compression: bool,
-    /// Bytes on the link that memory took, with its frames.
+    /// Bytes on the link that memory took, with its frames: a part of `wire_bytes`. After a lost connection, what was sent in vain
+    /// or again counts each time, as it does there.
     pub memory_wire_bytes: u64,
-    /// Bytes on the link that device state and the setups of devices took, with their frames.
+    /// The same of device state and the setups of devices.
     pub device_wire_bytes: u64,
     /// The connections, the control connection first.
     pub lanes: Vec<LaneReport>,

@@ -23,6 +23,7 @@
 mod barrier;
 mod dirty_log;
 mod file_offset;
+mod file_transfer;
 mod lost;
 mod mapped;
 mod remote;
@@ -30,6 +31,7 @@ mod shared_bytes;
 
 pub use dirty_log::DirtyLog;
 pub use file_offset::FileOffset;
+pub use file_transfer::{read_file_now, write_file_now};
 pub use lost::survive_lost_memory;
 pub use mapped::{Memory, MemoryError, Protection};
 pub use remote::RemoteMemory;

@@ -170,17 +170,19 @@ impl Memory {
         count: usize,
         access: impl FnOnce(SharedBytes<'_>) -> T,
     ) -> Result<T, MemoryError> {
-        if self.is_lost() {
-            return Err(MemoryError::Lost);
-        }
-        let bytes = self.bytes(offset, count).ok_or(MemoryError::OutOfRange)?;
+        let none = || if self.is_lost() { MemoryError::Lost } else { MemoryError::OutOfRange };
+        let bytes = self.bytes(offset, count).ok_or_else(none)?;
         let result = lost::guarded(&self.mapped.region, &self.mapped.lost, || access(bytes));
         if self.is_lost() { Err(MemoryError::Lost) } else { Ok(result) }
     }
 
-    /// Returns the bytes themselves; `None` if they do not all lie within the memory. Accesses are not protected from
-    /// SIGBUS, so use this only for files that nobody else can truncate.
+    /// Returns the bytes themselves; `None` if they do not all lie within the memory, or if an access has found the file
+    /// truncated. Accesses are not protected from SIGBUS, so use this only for files that nobody else can truncate, or for
+    /// system calls, which fail with EFAULT instead.
     pub fn bytes(&self, offset: usize, count: usize) -> Option<SharedBytes<'_>> {
+        if self.is_lost() {
+            return None;
+        }
         let within = offset.checked_add(count).is_some_and(|end| end <= self.size);
         let slice = within.then(|| self.mapped.region.get_slice(self.start + offset, count).ok())??;
         Some(SharedBytes::of_slice(slice))

@@ -1,10 +1,11 @@
 //! Software VFIO devices with migration support, to run, test and learn without hardware.
 //!
-//! The crate has three models. [`serial`] is a PCI card with one or two 16550 ports; its state is compatible with the
+//! The crate has four models. [`serial`] is a PCI card with one or two 16550 ports; its state is compatible with the
 //! kernel's sample driver, mtty. [`accel`] is a DMA engine with a configurable amount of state. It executes jobs from a
 //! guest, continues them after a migration, and reports its remaining state exactly; the feature `guest` adds its guest
-//! driver. [`legacy`] is the same engine with v1 migration only: through a region, as in Linux 5.8 to 5.17. The other
-//! two can use such a region too ([`Protocol`]).
+//! driver. [`legacy`] is the same engine with v1 migration only: through a region, as in Linux 5.8 to 5.17. `serial` and
+//! `accel` can use such a region too ([`Protocol`]). [`nvme`] is an NVM Express controller, whose blocks are in a file or a
+//! block device that both hosts reach; the feature `guest` adds a small host driver.
 //!
 //! A [`Model`] is parsed from text, as on the command line, and opens as a [`DeviceFile`](whimbrel_device::DeviceFile):
 //!
@@ -31,17 +32,18 @@
 //! assert_eq!(&byte, b"!");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-#![forbid(unsafe_code)]
 
 pub mod accel;
 pub mod legacy;
 mod model;
+pub mod nvme;
 mod protocol;
 pub mod serial;
 
 pub use accel::{Accel, AccelConfig, AccelConfigError};
 pub use legacy::{Legacy, LegacyConfig, LegacyConfigError};
-pub use model::{Model, ModelError, OpenError, parse_size};
+pub use model::{Model, ModelError, OpenError, PreparedModel, parse_size};
+pub use nvme::{Nvme, NvmeConfig, NvmeError, NvmeImage};
 pub use protocol::Protocol;
 pub use serial::{Answers, Ports, Serial, SerialConfig};
 

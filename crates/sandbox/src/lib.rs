@@ -61,6 +61,7 @@ const NEWEST: ABI = ABI::V9;
 /// - Calls that open or inspect a file by its name return EACCES, as from Landlock. Libraries make such calls on their
 ///   own (an allocator for the number of processors, a panic for its own program) and work without them.
 /// - `clone3` returns ENOSYS, so that threads are created with `clone`, whose flags a filter can check.
+/// - `io_uring_setup` returns ENOSYS: the kernel executes the requests of an io_uring without asking a filter.
 /// - Every other call kills the process with SIGSYS: no code of a server makes such a call. The kernel logs its number
 ///   (`audit: type=1326`, `syscall=`).
 ///

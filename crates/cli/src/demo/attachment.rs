@@ -10,17 +10,20 @@ use whimbrel_models::accel::{
 use whimbrel_models::{AccelConfig, Model};
 use whimbrel_uapi::pci::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR1_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_MSI_IRQ_INDEX,
+    VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
 };
 use whimbrel_user::{Device, Local, Migratable, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use super::messages::Place;
 use crate::failure::Failure;
+use crate::model_text::ModelText;
 use crate::target::region_version;
 
-/// PCI class, subclass and interface of a 16550 serial controller, in their order in configuration space.
+/// Interface, subclass and class of a 16550 serial controller, in their order in configuration space.
 const SERIAL_CLASS: [u8; 3] = [0x02, 0x00, 0x07];
+/// The same of an NVM Express controller.
+const NVME_CLASS: [u8; 3] = [0x02, 0x08, 0x01];
 /// Offset of the class in configuration space.
 const CLASS: u64 = 0x09;
 /// Size of a 16550's registers, in bytes.
@@ -34,6 +37,8 @@ pub(super) enum Kind {
     Engine { state_bytes: u64 },
     /// A serial card with so many ports.
     Serial { ports: u64 },
+    /// A disk, which is an NVM Express controller.
+    Disk,
 }
 
 impl fmt::Display for Kind {
@@ -42,6 +47,7 @@ impl fmt::Display for Kind {
             Kind::Engine { state_bytes } => write!(f, "a DMA engine with {state_bytes} bytes of own state"),
             Kind::Serial { ports: 1 } => f.write_str("a serial card with 1 port"),
             Kind::Serial { ports } => write!(f, "a serial card with {ports} ports"),
+            Kind::Disk => f.write_str("a disk"),
         }
     }
 }
@@ -66,13 +72,13 @@ impl Attachment {
     pub(super) fn open(name: &str, place: &Place) -> Result<Attachment, Failure> {
         let (way, version) = match place {
             Place::Inside { model } => {
-                let model = parse(model)?;
+                let model = parsed(model)?;
                 let opened = model.open(name).map_err(|error| Failure::from_error(&error))?;
                 (Way::Inside(opened), region_version(&model))
             }
             Place::Served { socket, model } => {
                 let version = match model {
-                    Some(model) => region_version(&parse(model)?),
+                    Some(model) => region_version(&parsed(model)?),
                     None => Version::V1,
                 };
                 (Way::Served(Client::connect(socket, &ClientOptions::default())?), version)
@@ -105,8 +111,8 @@ impl Attachment {
     }
 }
 
-fn parse(model: &str) -> Result<Model, Failure> {
-    model.parse().map_err(|error| Failure::from_error(&error))
+fn parsed(model: &ModelText) -> Result<Model, Failure> {
+    model.model().map_err(|error| Failure::from_error(&error))
 }
 
 fn adapted(way: &Way, version: Version) -> Result<Box<dyn Device>, Failure> {
@@ -122,7 +128,8 @@ fn kind(device: &mut dyn Device) -> Result<Kind, Failure> {
     let name = device.name().to_string();
     let unfit = |why: String| {
         Failure::new(format!("{name}: the device does not suit the demo: {why}")).hint(
-            "the demo drives the registers of an accel or a serial: `whimbrel serve accel --socket PATH` serves one",
+            "the demo drives the registers of an accel, a serial or an nvme: `whimbrel serve accel --socket PATH` \
+             serves one",
         )
     };
     if device.migration_flags()?.is_none() {
@@ -136,7 +143,13 @@ fn kind(device: &mut dyn Device) -> Result<Kind, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
-    if size == PORT_BYTES && is_serial(device)? {
+    if has_class(device, NVME_CLASS)? {
+        return match device.irq_info(VFIO_PCI_MSIX_IRQ_INDEX)?.count {
+            0..2 => Err(unfit("it has no MSI-X vector for a queue".to_string())),
+            _ => Ok(Kind::Disk),
+        };
+    }
+    if size == PORT_BYTES && has_class(device, SERIAL_CLASS)? {
         let second = device.region_info(VFIO_PCI_BAR1_REGION_INDEX)?.size == PORT_BYTES;
         return Ok(Kind::Serial { ports: 1 + u64::from(second) });
     }
@@ -162,10 +175,10 @@ fn kind(device: &mut dyn Device) -> Result<Kind, Failure> {
     }
 }
 
-fn is_serial(device: &mut dyn Device) -> Result<bool, Failure> {
-    let mut class = [0; SERIAL_CLASS.len()];
+fn has_class(device: &mut dyn Device, expected: [u8; 3]) -> Result<bool, Failure> {
+    let mut class = [0; 3];
     device.read_region(VFIO_PCI_CONFIG_REGION_INDEX, CLASS, &mut class)?;
-    Ok(class == SERIAL_CLASS)
+    Ok(class == expected)
 }
 
 #[cfg(test)]
@@ -203,9 +216,13 @@ mod tests {
             ("serial", Kind::Serial { ports: 1 }),
             ("serial?ports=2", Kind::Serial { ports: 2 }),
             ("serial?answers=mtty", Kind::Serial { ports: 1 }),
+            ("nvme?size=1MiB&queues=1", Kind::Disk),
         ];
+        let folder = tempfile::tempdir().unwrap();
         for (model, kind) in cases {
-            let place = Place::Inside { model: model.into() };
+            let text = ModelText::parse(model).unwrap();
+            let text = if text.lacks_image() { text.with_image(folder.path().join("disk")) } else { text };
+            let place = Place::Inside { model: text };
             assert_eq!(Attachment::open("x", &place).map(|opened| opened.kind).ok(), Some(kind), "{model}");
         }
     }

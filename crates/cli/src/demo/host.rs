@@ -81,7 +81,7 @@ fn begin(config: &Config, orders: &Receiver<Order>) -> Result<(), Failed> {
 /// The name of a device in this process.
 fn name(config: &Config, number: usize, place: &Place) -> String {
     let model = match place {
-        Place::Inside { model } => model.split('?').next().unwrap_or_default(),
+        Place::Inside { model } => model.name(),
         // Named by its socket.
         Place::Served { .. } => "device",
     };
@@ -190,9 +190,10 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
         .downtime_limit(Duration::from_millis(config.downtime_limit_ms).saturating_add(verification))
         .max_rounds(config.max_rounds)
         .channels(config.channels)
+        .compression(config.compress)
         .reconnect(reconnect(config))
         .budget(VERIFICATION);
-    let cutter = Cutter::new(config.cuts);
+    let cutter = Cutter::new(config.cuts, config.channels);
     cutter.watch(&stream);
     let (mut told, mut shown, cuts) = (Instant::now(), Phase::Greeting, cutter.clone());
     let source = Source::new(migratable(&machine)?)

@@ -9,6 +9,7 @@ use whimbrel_engine::{Phase, Progress};
 
 use super::attachment::Kind;
 use super::certificates::Certificates;
+use crate::model_text::ModelText;
 
 /// A host's end of the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +33,9 @@ impl fmt::Display for Role {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Place {
     /// In its own process.
-    Inside { model: String },
+    Inside { model: ModelText },
     /// Behind a vfio-user socket. The model is known only of servers that the demo has started.
-    Served { socket: PathBuf, model: Option<String> },
+    Served { socket: PathBuf, model: Option<ModelText> },
 }
 
 /// The configuration of a host.
@@ -51,6 +52,7 @@ pub(super) struct Config {
     pub(super) max_rounds: u32,
     /// The connections between the hosts.
     pub(super) channels: u32,
+    pub(super) compress: bool,
     /// The number of times that the connection is cut before the stop.
     pub(super) cuts: u32,
     pub(super) work_before_ms: u64,
@@ -184,6 +186,10 @@ pub(super) struct Figures {
     pub(super) bytes_by_device: Vec<u64>,
     pub(super) final_bytes: u64,
     pub(super) throughput_bytes_per_s: f64,
+    /// Set if memory and device state were compressed, with their bytes on the link.
+    pub(super) compression: bool,
+    pub(super) memory_wire_bytes: u64,
+    pub(super) device_wire_bytes: u64,
     /// The number of connections between the hosts.
     pub(super) connections: usize,
     /// The connections that were lost and replaced, and the time without one.
@@ -207,6 +213,9 @@ impl Figures {
             bytes_by_device: report.devices.iter().map(|device| device.device_bytes).collect(),
             final_bytes: report.final_bytes,
             throughput_bytes_per_s: report.throughput_bytes_per_s,
+            compression: report.compression,
+            memory_wire_bytes: report.memory_wire_bytes,
+            device_wire_bytes: report.device_wire_bytes,
             connections: report.lanes.len(),
             reconnections: report.reconnections,
             reconnecting_ms: report.reconnecting_ms,

@@ -13,11 +13,13 @@ mod error;
 mod evidence;
 mod explain;
 mod host;
+mod image;
 mod jobs;
 mod machine;
 mod messages;
 mod outcome;
 mod pairs;
+mod pieces;
 mod processes;
 mod verify;
 mod work;
@@ -32,7 +34,7 @@ use self::certificates::Authority;
 use self::error::DemoError;
 use self::messages::{Config, Event, Evidence, Figures, Finished, Order, Place, Role};
 use self::outcome::{Outcome, Text};
-use self::pairs::{Pair, pair};
+use self::pairs::{DeviceArgument, Pair, pair};
 use self::processes::{Processes, unexpected};
 use self::verify::Findings;
 use crate::failure::Failure;
@@ -46,17 +48,21 @@ pub(crate) use self::host::{Arguments as HostArguments, run as run_host};
 /// Migrate working devices and their memory live between two processes, and verify that nothing was lost.
 ///
 /// Starts two hosts on this machine, each a process, with another process for each device that serves it over vfio-user.
-/// The first host gives its devices work: an accel fills, copies and checks blocks of memory by DMA, a serial echoes
-/// bytes, and every result is checked. Meanwhile the devices and all memory migrate together to the second host over TCP,
-/// where the work continues. Needs only this program, and leaves nothing behind.
+/// The first host gives its devices work: an accel fills, copies and checks blocks of memory by DMA, a disk is written and
+/// read, a serial echoes bytes, and every result is checked. Meanwhile the devices and all memory migrate together to the
+/// second host over TCP, where the work continues. Needs only this program, and leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// A device; several migrate together. model:accel or model:serial with settings, including protocol=v1 and
-    /// protocol=draft; model:legacy, whose state is transferred 8 bytes at a time, which is slow with a server (see
-    /// --in-process); or vfio-user:SOCKET, together with --destination
-    #[arg(long = "device", value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
-    devices: Vec<Target>,
+    /// protocol=draft; model:nvme, a disk on an image of its own, or on the one in its settings, which is overwritten;
+    /// model:legacy, whose state is transferred 8 bytes at a time, which is slow with a server (see --in-process); or
+    /// vfio-user:SOCKET, together with --destination
+    #[arg(
+        long = "device", value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB",
+        value_parser = DeviceArgument::parse
+    )]
+    devices: Vec<DeviceArgument>,
     /// The destination of a vfio-user:SOCKET in --device: a second socket, which serves the same model. Several are in
     /// the order of their devices. The demo resets both devices before it begins, and leaves their servers running
     #[arg(long = "destination", value_name = "TARGET")]
@@ -70,7 +76,11 @@ pub(crate) struct Arguments {
     /// Number of connections to spread memory and state over, 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     channels: u32,
-    /// Cut the connection this many times before the devices stop: the hosts replace it, and the migration goes on
+    /// Compress memory and device state
+    #[arg(long)]
+    compress: bool,
+    /// Cut the connection this many times before the devices stop, or one of several in turn: the hosts replace it, with all
+    /// others, and the migration goes on
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
     cuts: u32,
     /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB for each device, and at most half of the
@@ -100,7 +110,9 @@ const AFTER_HELP: &str = "\
 Examples:
   whimbrel demo
   whimbrel demo --device model:accel --device model:serial
+  whimbrel demo --device 'model:nvme'
   whimbrel demo --cuts 2
+  whimbrel demo --channels 4 --tls --compress
   whimbrel demo --device 'model:accel?state=1GiB&rate=64MiB' --memory 1GiB --dirty-rate 256MiB
   whimbrel demo --device vfio-user:a --destination vfio-user:b   (`whimbrel serve accel` serves at each)";
 
@@ -129,10 +141,6 @@ struct Found {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let pairs = pair(&arguments.devices, &arguments.destinations, arguments.in_process)?;
     check_shares(arguments.memory, pairs.len())?;
-    if arguments.cuts > 0 && arguments.channels > 1 {
-        return Err(Failure::usage("--cuts cuts a single connection, and --channels asks for several")
-            .hint("omit one of the two"));
-    }
     let mut bar = Bar::migration(output);
     let mut processes = Processes::new()?;
     let found = perform(arguments, &pairs, &mut processes, &mut bar);
@@ -180,11 +188,12 @@ fn perform(
     }
     let mut place = |role, number, pair: &Pair| {
         Ok::<_, Failure>(match (pair, role) {
-            (Pair::Inside(model), _) => Place::Inside { model: model.clone() },
+            (Pair::Inside(model), _) => Place::Inside { model: image::complete(model, number, processes)? },
             (Pair::Served(model), role) => {
+                let model = image::complete(model, number, processes)?;
                 let number = (pairs.len() > 1).then_some(number + 1);
-                let socket = processes.start_server(role, number, model)?;
-                Place::Served { socket, model: Some(model.clone()) }
+                let socket = processes.start_server(role, number, &model)?;
+                Place::Served { socket, model: Some(model) }
             }
             (Pair::Running(socket, _), Role::Source) | (Pair::Running(_, socket), Role::Destination) => {
                 Place::Served { socket: socket.clone(), model: None }
@@ -208,6 +217,7 @@ fn perform(
             downtime_limit_ms: arguments.downtime_limit,
             max_rounds: arguments.max_rounds,
             channels: arguments.channels,
+            compress: arguments.compress,
             cuts: arguments.cuts,
             work_before_ms: arguments.work_before,
             work_after_ms: arguments.work_after,

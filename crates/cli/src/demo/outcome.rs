@@ -18,6 +18,11 @@ pub(super) struct Outcome {
     reached_by: &'static str,
     /// The hosts' connection was encrypted by TLS 1.3.
     tls: bool,
+    /// Memory and device state were compressed.
+    compression: bool,
+    /// The bytes that both took on the link.
+    memory_wire_bytes: u64,
+    device_wire_bytes: u64,
     /// The number of connections between the hosts.
     connections: usize,
     /// The number of connections that were lost before the stop and replaced.
@@ -97,6 +102,9 @@ impl Outcome {
                 _ => "vfio-user",
             },
             tls,
+            compression: report.compression,
+            memory_wire_bytes: report.memory_wire_bytes,
+            device_wire_bytes: report.device_wire_bytes,
             connections: report.connections,
             reconnections: report.reconnections,
             reconnecting_ms: report.reconnecting_ms,
@@ -266,6 +274,16 @@ fn figures(outcome: &Outcome, pairs: &[Pair]) -> String {
             ),
         ),
     ];
+    if outcome.compression {
+        rows.push((
+            "compressed",
+            format!(
+                "{} of memory, {} of device state on the link",
+                output::bytes(outcome.memory_wire_bytes),
+                output::bytes(outcome.device_wire_bytes)
+            ),
+        ));
+    }
     if outcome.reconnections > 0 {
         let times = match outcome.reconnections {
             1 => "once".to_string(),

@@ -3,15 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
+use crate::model_text::ModelText;
 use crate::target::Target;
+use crate::usage::WrongValue;
 
 /// A device and its destination.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pair {
-    /// A model in each host, by a name that the hosts parse again.
-    Inside(String),
+    /// A model in each host.
+    Inside(ModelText),
     /// A model in two servers that the demo starts.
-    Served(String),
+    Served(ModelText),
     /// The devices of two running servers, at these sockets.
     Running(PathBuf, PathBuf),
 }
@@ -31,7 +33,7 @@ impl Pair {
     /// Its name for people.
     pub(super) fn name(&self) -> String {
         match self {
-            Pair::Inside(model) | Pair::Served(model) => model.clone(),
+            Pair::Inside(model) | Pair::Served(model) => model.to_string(),
             Pair::Running(source, destination) => {
                 format!("{} to {}", source.display(), destination.display())
             }
@@ -39,18 +41,44 @@ impl Pair {
     }
 }
 
+/// A device as it is given: any TARGET, or a model that lacks its image, which the demo makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DeviceArgument {
+    Model(ModelText),
+    Other(Target),
+}
+
+impl DeviceArgument {
+    /// Parses a device of the command line.
+    pub(super) fn parse(text: &str) -> Result<DeviceArgument, WrongValue> {
+        match text.strip_prefix("model:") {
+            Some(model) => ModelText::parse(model).map(DeviceArgument::Model),
+            None => text.parse().map(DeviceArgument::Other),
+        }
+    }
+}
+
 /// Pairs devices with their destinations. Models have none; those of running servers are in the same order.
 pub(super) fn pair(
-    devices: &[Target],
+    devices: &[DeviceArgument],
     destinations: &[Target],
     in_process: bool,
 ) -> Result<Vec<Pair>, Failure> {
     let mut destinations = destinations.iter();
     let mut pairs = Vec::new();
     for device in devices {
+        let device = match device {
+            DeviceArgument::Model(model) => {
+                pairs.push(if in_process {
+                    Pair::Inside(model.clone())
+                } else {
+                    Pair::Served(model.clone())
+                });
+                continue;
+            }
+            DeviceArgument::Other(device) => device,
+        };
         pairs.push(match device {
-            Target::Model(_, name) if in_process => Pair::Inside(name.clone()),
-            Target::Model(_, name) => Pair::Served(name.clone()),
             Target::VfioUser(_) if in_process => {
                 return Err(Failure::usage(format!(
                     "'{device}' is in its server's process: --in-process is for models"
@@ -66,7 +94,9 @@ pub(super) fn pair(
                     .hint("serve the same model at a second socket, and give --destination vfio-user:SOCKET"));
                 }
             },
-            Target::Group(_) | Target::Cdev(_) | Target::Host(_) => return Err(not_movable(device)),
+            Target::Model(..) | Target::Group(_) | Target::Cdev(_) | Target::Host(_) => {
+                return Err(not_movable(device));
+            }
         });
     }
     if let Some(destination) = destinations.next() {
@@ -120,24 +150,29 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    fn given(texts: &[&str]) -> Vec<DeviceArgument> {
+        texts.iter().map(|text| DeviceArgument::parse(text).unwrap()).collect()
+    }
+
     #[test]
     fn destinations_go_to_the_running_servers_in_order() {
-        let devices = targets(&["vfio-user:a", "model:serial", "vfio-user:b"]);
+        let devices = given(&["vfio-user:a", "model:serial", "vfio-user:b"]);
         let pairs = pair(&devices, &targets(&["vfio-user:c", "vfio-user:d"]), false).unwrap();
         let running = |source: &str, destination: &str| Pair::Running(source.into(), destination.into());
-        assert_eq!(pairs, [running("a", "c"), Pair::Served("serial".into()), running("b", "d")]);
+        let serial = Pair::Served(ModelText::parse("serial").unwrap());
+        assert_eq!(pairs, [running("a", "c"), serial, running("b", "d")]);
     }
 
     #[test]
     fn the_same_model_can_be_given_more_than_once_and_a_server_cannot() {
-        let twice = targets(&["model:accel", "model:accel"]);
+        let twice = given(&["model:accel", "model:accel"]);
         assert_eq!(pair(&twice, &[], true).unwrap().len(), 2);
         for (devices, destinations, again) in [
             (["vfio-user:a", "vfio-user:a"], ["vfio-user:b", "vfio-user:c"], "vfio-user:a"),
             (["vfio-user:a", "vfio-user:b"], ["vfio-user:c", "vfio-user:c"], "vfio-user:c"),
             (["vfio-user:a", "vfio-user:b"], ["vfio-user:b", "vfio-user:c"], "vfio-user:b"),
         ] {
-            let failure = pair(&targets(&devices), &targets(&destinations), false).unwrap_err();
+            let failure = pair(&given(&devices), &targets(&destinations), false).unwrap_err();
             assert_eq!(failure.message(), format!("'{again}' is given twice"));
         }
     }

@@ -1,8 +1,8 @@
 //! The processes of a demo: two hosts, and a server for each of their devices if the demo starts those.
 //!
 //! They end with the demo, however it ends: it kills them, and each ends by itself when its stdin does, which is
-//! what happens when the demo is killed. The servers' sockets and the certificates are in a private folder, which is
-//! removed with them.
+//! what happens when the demo is killed. The servers' sockets, the certificates and the images of disks are in a private
+//! folder, which is removed with them.
 
 use std::collections::VecDeque;
 use std::fs::Permissions;
@@ -23,6 +23,7 @@ use tempfile::TempDir;
 use super::error::{DemoError, Part};
 use super::messages::{Config, Event, Order, Role};
 use crate::failure::Failure;
+use crate::model_text::ModelText;
 use crate::output;
 
 /// Timeout for a process to end once its output has.
@@ -89,7 +90,7 @@ impl Processes {
         &mut self,
         role: Role,
         number: Option<usize>,
-        model: &str,
+        model: &ModelText,
     ) -> Result<PathBuf, Failure> {
         let folder = self.folder()?.to_path_buf();
         let (part, name) = match number {
@@ -102,7 +103,10 @@ impl Processes {
                 .hint("set TMPDIR to a folder with a shorter name, or use --in-process")
         })?;
         let mut command = this_program()?;
-        command.args(["serve", "--owned", model, "--socket"]).arg(&socket);
+        command.args(["serve", "--owned", &model.to_string(), "--socket"]).arg(&socket);
+        if let Some(image) = model.image() {
+            command.arg("--image").arg(image);
+        }
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         self.start(part, command)?;
         Ok(socket)

@@ -40,7 +40,7 @@ use crate::usage::json_beside;
     mut_group("printing", |options| options.requires("trace"))
 )]
 pub(crate) struct Arguments {
-    /// A model (serial, accel or legacy, with settings as in `whimbrel --help`), optionally with its PCI address as
+    /// A model (serial, accel, legacy or nvme, with settings as in `whimbrel --help`), optionally with its PCI address as
     /// `,name=0100:00:00.0`. Repeat it for several devices
     #[arg(long = "device", value_name = "MODEL[,name=ADDRESS]", required = true, value_parser = parse_device)]
     devices: Vec<Device>,

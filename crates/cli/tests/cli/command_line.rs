@@ -29,7 +29,7 @@ const COMMANDS: [&str; 20] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 95] = [
+const WRONG: [(&[&str], &str, &str); 94] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -141,7 +141,6 @@ const WRONG: [(&[&str], &str, &str); 95] = [
     (&["demo", "--memory", "1MiB"], "expected at least 16.00 MiB", "--help"),
     (&["demo", "--memory", "300000GiB"], "both hosts of the demo allocate it", "--help"),
     (&["demo", "--dirty-rate", "5"], "expected at least 1MiB", "--help"),
-    (&["demo", "--cuts", "1", "--channels", "2"], "--cuts cuts a single connection", "omit one of the two"),
     (&["serve", "serial", "--socket", "s", "--client-memory", "1T"], "expected a number of bytes", "--help"),
     (
         &["serve", "serial", "--socket", "s", "--reset-rule", "keeps"],
@@ -243,10 +242,11 @@ fn wrong_usage_names_argument_and_value_and_gives_a_hint() {
     assert_eq!(
         run.stderr,
         "error: invalid value 'model:toaster' for '<TARGET>': unknown model 'toaster': expected one of serial, accel, \
-         legacy\n\
+         legacy, nvme\n\
          hint: models are serial[?ports=1|2&answers=vfio-pci|mtty], \
          accel[?state=SIZE&rate=SIZE&features=LIST&config=optional|required], both of them with \
-         protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]\n"
+         protocol=v2|v1|draft, legacy[?state=SIZE&rate=SIZE&section=SIZE], and \
+         nvme?image=PATH[&size=SIZE&readonly=yes|no&queues=N]\n"
     );
 }
 

@@ -62,6 +62,20 @@ fn people_are_told_of_the_connections_and_of_those_that_are_not_allowed() {
 }
 
 #[test]
+fn the_demo_compresses_what_becomes_smaller() {
+    let demo = ["demo", "--in-process", "--device", "model:accel?state=1MiB", "--memory=32MiB"];
+    let figures = |more: &[&str]| whimbrel([&demo, more].concat()).succeeded().json();
+    let (plain, compressed) = (figures(&["--json"]), figures(&["--json", "--compress"]));
+    assert_eq!((&plain["compression"], &compressed["compression"]), (&false.into(), &true.into()));
+    let bytes = |found: &serde_json::Value, key: &str| found[key].as_u64().unwrap();
+    for (wire, data) in [("memory_wire_bytes", "memory_bytes"), ("device_wire_bytes", "device_bytes")] {
+        assert!(bytes(&compressed, wire) > 0 && bytes(&plain, data) > 0, "{compressed}");
+    }
+    let told = whimbrel([&demo[..], &["--compress"]].concat()).succeeded();
+    assert!(told.text().contains("of device state on the link"), "{}", told.text());
+}
+
+#[test]
 fn the_demo_moves_memory_over_several_connections() {
     let demo = ["demo", "--in-process", "--device", "model:accel?state=1MiB", "--memory=32MiB", "--json"];
     for more in [&["--channels=4"][..], &["--channels=2", "--tls"]] {

@@ -14,6 +14,8 @@ mod conform;
 mod damage;
 mod demo;
 mod demo_servers;
+#[allow(dead_code, reason = "shared with the tests of processes")]
+mod disk;
 mod files;
 mod fsm;
 mod gate;
@@ -25,6 +27,7 @@ mod hangs;
 mod lab;
 mod lanes;
 mod migration;
+mod nvme;
 mod partial;
 mod reconnect;
 mod refused;

@@ -21,7 +21,7 @@ use crate::tracer::{Call, Verdict};
 pub(crate) const MODELS: [&str; 2] = ["serial?ports=2", "accel?state=256KiB"];
 
 /// The states in which a device works.
-const WORKS: [&str; 4] = ["RUNNING", "RUNNING_P2P", "PRE_COPY", "PRE_COPY_P2P"];
+pub(crate) const WORKS: [&str; 4] = ["RUNNING", "RUNNING_P2P", "PRE_COPY", "PRE_COPY_P2P"];
 
 /// The bytes of each device's state.
 pub(crate) type Contents = Vec<Vec<u8>>;
@@ -38,7 +38,7 @@ enum Server {
 }
 
 impl Device {
-    fn id(&self) -> Pid {
+    pub(crate) fn id(&self) -> Pid {
         match &self.server {
             Server::Plain(served) => Pid::from_raw(served.id().cast_signed()),
             Server::Traced(started) => started.id(),

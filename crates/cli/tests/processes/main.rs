@@ -16,6 +16,10 @@ mod authority;
 mod certificates;
 mod clocks;
 mod descriptors;
+#[path = "../cli/disk.rs"]
+#[allow(dead_code, reason = "shared with the other tests of the program")]
+mod disk;
+mod disks;
 mod full_disk;
 mod host;
 mod interrupted;

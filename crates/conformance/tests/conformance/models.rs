@@ -192,3 +192,14 @@ fn legacy_models_are_sound() {
         Sound::two(model).check();
     }
 }
+
+/// A controller with an image of its own.
+fn nvme(name: &str) -> &'static str {
+    let image = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    format!("nvme?image={}&size=1MiB", image.display()).leak()
+}
+
+#[test]
+fn nvme_models_are_sound() {
+    Sound::new(nvme("alone.img")).check();
+}

@@ -1,9 +1,10 @@
-//! A device's outbound interface: DMA, interrupts and the wake line.
+//! A device's outbound interface: DMA, interrupts, the wake line and the work line.
 
 pub mod dma;
 pub(crate) mod irq;
 pub(crate) mod listener;
 mod wake;
+mod work;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use parking_lot::RwLock;
 use self::dma::DmaSpace;
 use self::irq::Interrupts;
 use self::wake::WakeLine;
+use self::work::WorkLine;
 
-/// A device's outbound interface: DMA, interrupts and the wake line. Clones share the bus: a driver has one handle, and
+/// A device's outbound interface: DMA, interrupts, the wake line and the work line. Clones share the bus: a driver has one handle, and
 /// its [`DeviceFile`](crate::DeviceFile) another.
 #[derive(Clone, Debug, Default)]
 pub struct Bus {
@@ -23,6 +25,7 @@ pub struct Bus {
     pasids: Arc<RwLock<BTreeMap<u32, Arc<DmaSpace>>>>,
     interrupts: Arc<Interrupts>,
     wake_line: Arc<WakeLine>,
+    work_line: Arc<WorkLine>,
 }
 
 impl Bus {
@@ -69,6 +72,20 @@ impl Bus {
     /// driver may call it at any time. No effect on a device that is awake.
     pub fn wake(&self) {
         self.wake_line.raise();
+    }
+
+    /// Tells the device's [`Worker`](crate::Worker) that [`Driver::advance`](crate::Driver::advance) has something to do,
+    /// for a driver whose own threads finish work, such as I/O on a file. No effect on a device without a worker.
+    ///
+    /// It waits at most a millisecond for a request that the device is executing, so that a driver may wait within
+    /// such a request for the thread that calls this. In that case the call may come too late for a worker that is about
+    /// to wait: return a time from `advance` ([`Next::At`](crate::Next::At)) while such work is in flight.
+    pub fn notify_work(&self) {
+        self.work_line.raise();
+    }
+
+    pub(crate) fn work_line(&self) -> &WorkLine {
+        &self.work_line
     }
 
     pub(crate) fn wake_line(&self) -> &WakeLine {

@@ -182,6 +182,14 @@ impl Shared {
         self.wake.notify_all();
     }
 
+    /// Tells a worker that there may be work, from a thread of the driver's own. A request may be waiting for that thread
+    /// with the lock, so this waits for the lock only for a moment.
+    pub(super) fn notify_worker_from_driver(&self) {
+        let core = self.core.try_lock_for(Duration::from_millis(1));
+        self.wake.notify_all();
+        drop(core);
+    }
+
     pub(super) fn work_until(&self, stop: &AtomicBool) {
         let mut core = self.lock_without_waking();
         while !stop.load(Ordering::Acquire) {

@@ -59,7 +59,14 @@ impl DeviceFile {
     {
         let bus = Bus::new();
         let driver = driver(bus.clone())?.into();
-        Ok(DeviceFile { shared: Arc::new(Shared::new(name.into(), bus, driver)) })
+        let shared = Arc::new(Shared::new(name.into(), bus, driver));
+        let listener = Arc::downgrade(&shared);
+        shared.bus().work_line().listen(move || {
+            if let Some(shared) = listener.upgrade() {
+                shared.notify_worker_from_driver();
+            }
+        });
+        Ok(DeviceFile { shared })
     }
 
     /// Returns the device's name.

@@ -30,6 +30,9 @@ impl Error {
                 "the link is too slow, or too unreliable, for what has to be sent at once: a longer timeout of both sides \
                  (--timeout) helps a slow one",
             ),
+            Error::Panicked { .. } => Some(
+                "this is a bug of the named part: report it with what it printed (RUST_BACKTRACE=1 shows where)",
+            ),
             Error::Lane { .. } => Some(
                 "check that the destination's address still accepts connections, or migrate over one (--channels 1)",
             ),

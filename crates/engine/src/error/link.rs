@@ -41,7 +41,6 @@ impl Error {
                 | Error::Silent { .. }
                 | Error::Lost { .. }
                 | Error::NotResumed { .. }
-                | Error::LostTooOften { .. }
                 | Error::Peer { .. }
         )
     }

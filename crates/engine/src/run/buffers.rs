@@ -59,6 +59,8 @@ impl Buffers {
             // The kernel's zeros, which cost nothing before they are used.
             buffer.data = vec![0; CHUNK];
         }
+        // No more than is needed, as in the receiver: the bound of what is held counts with that.
+        buffer.data.reserve_exact(CHUNK.saturating_sub(buffer.data.len()));
         buffer.data.resize(buffer.data.len().max(CHUNK), 0);
         buffer.part = 0..CHUNK;
         Some(buffer)
@@ -135,6 +137,7 @@ mod tests {
 
     use super::*;
     use crate::channel::{Sender, Stream, Until};
+    use crate::proto::frame::MAX_PAYLOAD;
     use crate::proto::message::{DEVICE_STATE_HEAD, Message};
 
     #[test]
@@ -157,7 +160,7 @@ mod tests {
         let mut receiver = Receiver::new(Arc::new(Stream::from(right)));
         let until = Until::timeout(Duration::from_secs(10));
         let buffers = Buffers::default();
-        let sent = [vec![1; 5], vec![2; 70_000], vec![3; 9]];
+        let sent = [vec![1; 5], vec![2; 70_000], vec![3; 1_000_000]];
         for data in &sent {
             sender.send_now(&Message::DeviceState { device: 0, ends: false, data }, until).unwrap();
         }
@@ -169,7 +172,10 @@ mod tests {
         assert!(taken.iter().zip(&sent).all(|(taken, sent)| **taken == **sent));
         drop(taken);
         // A buffer that was the receiver's, and small, has room for a whole chunk.
-        assert!((0..3).all(|_| buffers.take().unwrap().len() == CHUNK));
+        let again = [(); 3].map(|()| buffers.take().unwrap());
+        assert!(again.iter().all(|buffer| buffer.len() == CHUNK));
+        // And for no more than that, or the bound of what is held would not be one.
+        assert!(again.iter().all(|buffer| buffer.data.capacity() <= MAX_PAYLOAD as usize));
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod receiving;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use whimbrel_protocol::handover::Side;
@@ -21,6 +21,7 @@ use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
 use super::door::Door;
 use super::hands::{CLOSING, Ending, Hands, NotStarted, close};
+use super::inbox::Inbox;
 use super::inflow::Inflow;
 use super::journal::Journal;
 use super::line::Lanes;
@@ -320,6 +321,7 @@ impl Destination {
         let arrived = Arc::new(AtomicU64::new(0));
         let held_up = Arc::new(AtomicU32::new(0));
         let confirms = Arc::new(AtomicBool::new(false));
+        let inbox = Arc::new(Inbox::default());
         let identity = receiver.peer_identity();
         let shared = Shared {
             inflow: inflow.clone(),
@@ -328,6 +330,7 @@ impl Destination {
             blobs,
             buffers: buffers.clone(),
             events: events.clone(),
+            inbox: inbox.clone(),
             confirms: confirms.clone(),
             arrived: arrived.clone(),
             held_up: held_up.clone(),
@@ -338,8 +341,16 @@ impl Destination {
         *frames.shared.lock() = Some(shared.clone());
         let spawned = frames.receive(receiver);
         let door = self.joins.map(|joins| Door { joins, identity, shared, lanes: lanes.clone(), back });
-        let mut receiving =
-            Receiving { machine, inflow: inflow.clone(), arrived, held_up, confirms, timeout, door };
+        let mut receiving = Receiving {
+            machine,
+            inflow: inflow.clone(),
+            inbox: inbox.clone(),
+            arrived,
+            held_up,
+            confirms,
+            timeout,
+            door,
+        };
         if let Err(error) = spawned {
             receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
@@ -351,12 +362,17 @@ impl Destination {
         let lane_bytes = inflow.with(|intake| intake.lane_bytes().collect());
         buffers.close();
         frames.stop();
+        inbox.close();
         inflow.close();
         lanes.stop();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err());
-        close(&transfer, &frames.line, Ending::of(failure));
-        drop((closed, lanes));
+        close(&transfer, &frames.line, Ending::of(failure), call_timeout);
+        // The memory is the owner's again, who may receive another migration into it: no lane still writes to it.
+        if !lanes.end_by(Instant::now() + call_timeout) {
+            tracing::warn!("a connection's thread does not return from a write to memory");
+        }
+        drop(closed);
         let result = result
             .unwrap_or(Err(Error::Interrupted))
             .map(|taken| Received { lane_bytes, ..Received::from(taken) });

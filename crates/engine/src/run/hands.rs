@@ -237,15 +237,16 @@ impl Hands {
     }
 }
 
-/// Closes the connection in good order. The receiver comes back once its thread has ended: what has not been read
-/// is read and dropped, because closing with unread data would make the peer lose the last message.
-pub(super) fn close(transfer: &Transfer, line: &Line, ending: Ending) {
+/// Closes the connection in good order, and waits until its thread has ended, no longer than `patience`. The receiver comes back
+/// then: what has not been read is read and dropped, because closing with unread data would make the peer lose the last message.
+pub(super) fn close(transfer: &Transfer, line: &Line, ending: Ending, patience: Duration) {
     transfer.resume();
     let timeout = if ending == Ending::Lost { Duration::ZERO } else { CLOSING };
     let until = Until::timeout(timeout);
     transfer.finish(until);
+    let receiver = line.receiver(patience);
     if ending != Ending::Completed
-        && let Some(mut receiver) = line.receiver(timeout)
+        && let Some(mut receiver) = receiver
         && let Err(error) = receiver.drain(until)
     {
         tracing::debug!(%error, "the peer has not closed the connection");

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -76,6 +76,14 @@ impl Lanes {
     /// Stops the threads, without a wait.
     pub(super) fn stop(&self) {
         self.0.lock().iter().for_each(|(line, _)| line.stop());
+    }
+
+    /// Stops the threads, waits until they have ended, and closes the connections. Returns whether all have ended by the deadline.
+    pub(super) fn end_by(&self, deadline: Instant) -> bool {
+        self.stop();
+        let lanes = std::mem::take(&mut *self.0.lock());
+        let ended = |line: &Line| line.receiver(deadline.saturating_duration_since(Instant::now())).is_some();
+        lanes.iter().filter(|(line, _)| !ended(line)).count() == 0
     }
 
     /// Stops the threads, waits until they have ended, and closes the connections: what they have received are events by then.

@@ -4,10 +4,12 @@
 //! A program migrates with [`Source`] and [`Destination`]. Each device has a thread, and so have the stream, the
 //! owner's program and the receiver, so that neither [`Cancel`] nor a driver that does not return blocks the others.
 
+mod answers;
 mod arrived;
 mod ask;
 mod buffers;
 mod cancel;
+mod carried;
 mod check;
 mod compressors;
 mod copies;
@@ -15,6 +17,7 @@ mod destination;
 mod device;
 mod door;
 mod hands;
+mod inbox;
 mod inflow;
 mod inquiry;
 mod joining;

@@ -1,4 +1,4 @@
-//! The threads that receive: answers at the source, and everything else at the destination.
+//! The threads of a destination that receive: one for each connection.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -10,15 +10,13 @@ use parking_lot::Mutex;
 
 use super::buffers::{Buffer, Buffers};
 use super::hands::tell;
+use super::inbox::Inbox;
 use super::inflow::Inflow;
-use super::transfer::Transfer;
 use super::worker::Item;
 use crate::channel::{ChannelError, Interrupt, MemoryData, Received, Receiver, Until};
 use crate::error::Error;
 use crate::guest::{Blob, BlobName};
-use crate::proto::DESTINATION;
 use crate::proto::compression::Decompressor;
-use crate::proto::control::Control;
 use crate::proto::frame::Kind;
 use crate::proto::lanes::Share;
 use crate::proto::message::{DEVICE_STATE_HEAD as DEVICE_HEAD, Message};
@@ -27,42 +25,6 @@ use crate::set::{Arrival, Population, Ram, RamError};
 
 /// The time for the source's reason to arrive on the control connection, after another one has ended.
 const LAST_WORD: Duration = Duration::from_millis(500);
-
-/// Receives the destination's answers until it is stopped or the connection ends.
-pub(super) fn receive_answers(
-    receiver: &mut Receiver,
-    stop: &Interrupt,
-    events: &Sender<Event>,
-    transfer: &Transfer,
-) {
-    let (peer, timeout) = (DESTINATION, transfer.timeout());
-    loop {
-        let event = match receiver.next(Until::interrupted(stop)) {
-            Ok(Received::Message(Message::Control(Control::StateTaken { device, bytes })))
-                if transfer.copies().are_kept() =>
-            {
-                match transfer.copies().taken(device, bytes) {
-                    Ok(()) => continue,
-                    Err(misplaced) => Event::Lost(Error::Protocol(misplaced.to_string())),
-                }
-            }
-            Ok(Received::Message(Message::Control(control))) => Event::Received(control),
-            Ok(Received::Message(other)) => {
-                Event::Lost(Error::Protocol(format!("unexpected {} from the {peer}", other.kind())))
-            }
-            Ok(Received::Memory(_)) => {
-                Event::Lost(Error::Protocol(format!("unexpected MEMORY from the {peer}")))
-            }
-            // It is stopped: the connection is over for this side.
-            Err(ChannelError::Interrupted) => return,
-            Err(error) => Event::Lost(Error::of_channel(peer, timeout, error)),
-        };
-        let is_last = matches!(event, Event::Lost(_));
-        if !tell(events, event) || is_last {
-            return;
-        }
-    }
-}
 
 /// The inbound path of a destination, from one connection: passes each frame to the hand or the machine that it is for.
 pub(super) struct Inbound {
@@ -82,6 +44,7 @@ pub(super) struct Shared {
     pub(super) blobs: Arc<Mutex<Vec<Blob>>>,
     pub(super) buffers: Buffers,
     pub(super) events: Sender<Event>,
+    pub(super) inbox: Arc<Inbox>,
     /// Set if the source waits for its state to be confirmed.
     pub(super) confirms: Arc<AtomicBool>,
     /// The time of the last arrival, in microseconds since `began`.
@@ -150,6 +113,7 @@ impl Inbound {
 
     fn receive_into(&mut self, mut arrival: Option<&mut Arrival<'_>>) {
         let mut decompressor = Decompressor::default();
+        let inbox = self.shared.inbox.clone();
         // A lane that has reached its mark waits for the others.
         while self.lane == 0 || self.shared.inflow.wait(self.lane) {
             match self.next(arrival.as_deref_mut(), &mut decompressor) {
@@ -166,6 +130,7 @@ impl Inbound {
                 }
             }
             self.shared.note_arrival();
+            inbox.wait();
         }
     }
 
@@ -198,9 +163,8 @@ impl Inbound {
                 // The events keep the order in which the messages are recorded.
                 let is_heard = shared.inflow.with(|intake| {
                     let released = intake.control(lane, control).map_err(misplaced)?;
-                    Ok::<_, Error>(
-                        released.into_iter().all(|control| tell(&shared.events, Event::Received(control))),
-                    )
+                    let tell = |control| shared.inbox.tell(&shared.events, control);
+                    Ok::<_, Error>(released.into_iter().all(tell))
                 })?;
                 shared.inflow.wake();
                 Ok(is_heard)

@@ -1,25 +1,23 @@
 //! The source: the side that has the devices and sends them.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::Arc;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use whimbrel_protocol::handover::Side;
 use whimbrel_user::{DirtySource, Migratable, State};
 
+use super::answers::Answers;
 use super::ask::{Devices, IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::{DeviceHand, Known};
 use super::hands::{Ending, Hands, Machine, NotStarted, close};
+use super::inbox::Inbox;
 use super::journal::Journal;
 use super::line::Line;
 use super::owner::OwnerHand;
-use super::receiver::receive_answers;
-use super::replace::{Redial, Replace};
 use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
@@ -237,7 +235,12 @@ impl Source {
         let logs = MemoryLogs::new(self.address_spaces, self.cpu_log);
         let cpu_choice = logs.cpu_choice();
         let line = Line::default();
-        let answers = Answers { transfer: transfer.clone(), line: line.clone(), events: Arc::default() };
+        let answers = Answers {
+            transfer: transfer.clone(),
+            line: line.clone(),
+            inbox: Arc::default(),
+            events: Arc::default(),
+        };
         let stream = StreamHand {
             transfer: transfer.clone(),
             replace: answers.replacing(),
@@ -263,6 +266,7 @@ impl Source {
         let mut sending = Sending {
             machine: machine::Source::new(plan, Duration::ZERO),
             transfer: transfer.clone(),
+            inbox: answers.inbox.clone(),
             ledger,
             moved_before: 0,
             shown: None,
@@ -275,24 +279,24 @@ impl Source {
         let mut result = sending.machine.result();
         buffers.close();
         line.stop();
+        answers.inbox.close();
         let devices = hands.end();
         let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
-        close(&transfer, &line, Ending::of(failure));
-        let lanes = transfer.lane_reports();
-        let has_failed = matches!(result, Some(Err(_)));
+        close(&transfer, &line, Ending::of(failure), call_timeout);
+        let (lanes, carried) = (transfer.lane_reports(), transfer.carried());
         let report = match &mut result {
             Some(Ok(report)) => Some(report),
-            Some(Err(error)) => Some(&mut *error.report),
+            Some(Err(error)) => {
+                transfer.tally().complete(&mut error.report);
+                Some(&mut *error.report)
+            }
             None => None,
         };
         if let Some(report) = report {
-            if has_failed {
-                transfer.tally().complete(report);
-            }
-            if has_failed || report.reconnections > 0 {
-                // What was sent in vain, and what was sent again, is no part of the rounds.
-                report.wire_bytes = lanes.iter().map(|lane| lane.wire_bytes).sum();
-            }
+            // The machine knows of operations that have ended well: neither what was sent in vain, nor what was sent again, nor
+            // control messages.
+            report.wire_bytes = lanes.iter().map(|lane| lane.wire_bytes).sum();
+            (report.memory_wire_bytes, report.device_wire_bytes) = (carried.memory, carried.device);
             report.lanes = lanes;
         }
         if let Some(Ok(report)) = &mut result {
@@ -319,38 +323,11 @@ impl std::fmt::Debug for Source {
     }
 }
 
-/// The reception of the destination's answers, on the first connection and on those that replace it.
-#[derive(Clone)]
-struct Answers {
-    transfer: Arc<Transfer>,
-    line: Line,
-    /// The recipient of the answers, once it exists.
-    events: Arc<Mutex<Option<mpsc::Sender<Event>>>>,
-}
-
-impl Answers {
-    fn receive(&self, mut receiver: Receiver) -> io::Result<()> {
-        let (transfer, events) = (self.transfer.clone(), self.events.lock().clone());
-        self.line.start("answers", move |stop| {
-            if let Some(events) = events {
-                receive_answers(&mut receiver, stop, &events, &transfer);
-            }
-            receiver
-        })
-    }
-
-    /// Returns the replacement of a lost connection.
-    fn replacing(&self) -> Box<dyn Replace> {
-        let answers = self.clone();
-        let listen = Box::new(move |receiver| answers.receive(receiver));
-        Box::new(Redial { line: self.line.clone(), listen, next: None })
-    }
-}
-
 /// The machine, and the amount of data that its hands have moved.
 struct Sending {
     machine: machine::Source,
     transfer: Arc<Transfer>,
+    inbox: Arc<Inbox>,
     ledger: Arc<SharedLedger>,
     /// Bytes moved when the current phase began.
     moved_before: u64,
@@ -363,6 +340,9 @@ impl Machine for Sending {
     }
 
     fn input(&mut self, event: Event, now: Now) {
+        if let Event::Received(_) = event {
+            self.inbox.note_taken();
+        }
         self.machine.input(event, now);
     }
 

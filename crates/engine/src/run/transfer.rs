@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::carried::{Carried, Load, Loads};
 use super::compressors::Compressors;
 use super::copies::Copies;
 use super::pace::{self, Pace};
@@ -46,6 +47,8 @@ pub(super) struct Transfer {
 #[derive(Debug)]
 struct Lane {
     sender: Mutex<Sender>,
+    /// Locked after the sender.
+    carried: Mutex<Carried>,
     /// The bytes that went to connections which were replaced.
     replaced: AtomicU64,
     /// The time in which it sent, in nanoseconds.
@@ -54,13 +57,17 @@ struct Lane {
 
 impl Lane {
     fn new(sender: Sender) -> Lane {
-        Lane { sender: Mutex::new(sender), replaced: AtomicU64::new(0), sending: AtomicU64::new(0) }
+        let carried = Mutex::new(Carried::new(&sender));
+        Lane { sender: Mutex::new(sender), carried, replaced: AtomicU64::new(0), sending: AtomicU64::new(0) }
     }
 
     /// Sends on another connection from here on. The one before is closed once nobody receives from it any more.
     fn replace(&self, sender: Sender) {
         let mut ours = self.sender.lock();
         self.replaced.fetch_add(ours.written(), Ordering::Relaxed);
+        let mut carried = self.carried.lock();
+        carried.note(Load::Other, &ours);
+        carried.go_on_with(&sender);
         *ours = sender;
     }
 }
@@ -130,6 +137,19 @@ impl Transfer {
         self.all().map(report).collect()
     }
 
+    /// Returns what all lanes have carried, in bytes on the link. What was sent again counts again.
+    pub(super) fn carried(&self) -> Loads {
+        let mut sum = Loads::default();
+        for lane in self.all() {
+            let sender = lane.sender.lock();
+            let mut carried = lane.carried.lock();
+            carried.note(Load::Other, &sender);
+            sum.memory += carried.taken().memory;
+            sum.device += carried.taken().device;
+        }
+        sum
+    }
+
     /// Limits the bytes sent in a second, if there is a limit.
     pub(super) fn paced(self, bytes_per_second: Option<NonZeroU64>) -> Transfer {
         Transfer { pace: bytes_per_second.map(Pace::new), ..self }
@@ -168,14 +188,16 @@ impl Transfer {
     pub(super) fn send_on(&self, lane: u32, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
         let Some(pace) = self.pace.as_ref().filter(|_| pace::counts(message)) else {
             return self.compressors.compressed(message, |message| {
-                self.with(lane, None, turn, |sender, until| sender.send(message, until))
+                self.with(lane, Load::of(message), None, turn, |sender, until| sender.send(message, until))
             });
         };
         let mut bytes = 0;
         for piece in pace::pieces(message, pace.piece(self.lanes())) {
             // Gathered ones would leave at once.
             bytes += self.compressors.compressed(&piece, |piece| {
-                self.with(lane, Some(piece), turn, |sender, until| sender.send_now(piece, until))
+                self.with(lane, Load::of(piece), Some(piece), turn, |sender, until| {
+                    sender.send_now(piece, until)
+                })
             })?;
         }
         Ok(bytes)
@@ -208,13 +230,14 @@ impl Transfer {
         message: &Message<'_>,
         turn: &Turn<'_>,
     ) -> Result<u64, Error> {
-        self.with(lane, None, turn, |sender, until| sender.send_now(message, until))
+        self.with(lane, Load::of(message), None, turn, |sender, until| sender.send_now(message, until))
     }
 
     /// Sends on a lane, when it is this thread's turn and the limit allows `paced`.
     fn with(
         &self,
         lane: u32,
+        load: Load,
         paced: Option<&Message<'_>>,
         turn: &Turn<'_>,
         send: impl FnOnce(&mut Sender, Until<'_>) -> Result<(), ChannelError>,
@@ -237,6 +260,7 @@ impl Transfer {
         let until = Until::new(deadline, &self.interrupt);
         let mut result = send(&mut sender, until);
         let now = Instant::now();
+        lane.carried.lock().note(load, &sender);
         // The sender keeps bytes that it could not send in time, so a peer that does not read is detected here.
         if result.is_ok() && sender.is_behind() && now >= deadline {
             result = Err(ChannelError::TimedOut);

@@ -1,6 +1,8 @@
 //! Threads that execute operations, each one after the other, and can be left behind in a call that does not return.
 
+use std::any::Any;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Builder;
@@ -164,13 +166,14 @@ fn work<H: Hand>(
                 let result = if operation.is_transfer() && !transfer.allows(epoch) {
                     Err(Error::Interrupted)
                 } else {
-                    hand.perform(operation, &turn)
+                    let what = operation.to_string();
+                    caught(&what, busy, || hand.perform(operation, &turn))
                 };
                 events.send(Event::Done { id, result })
             }
             item => {
                 let turn = Turn { busy, purpose: None, epoch: transfer.epoch() };
-                match hand.take(item, &turn) {
+                match caught("taking what has arrived", busy, || hand.take(item, &turn)) {
                     Ok(()) => Ok(()),
                     Err(error) => events.send(Event::Lost(error)),
                 }
@@ -179,5 +182,72 @@ fn work<H: Hand>(
         if told.is_err() {
             return;
         }
+    }
+}
+
+/// Makes a panic an error: without an answer, nobody would learn of it.
+fn caught<T>(what: &str, busy: &Busy, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    // Whatever the panic has left half done, the migration does not go on with it: it fails.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        *busy.0.lock() = None;
+        let thread = std::thread::current();
+        let what = format!("{}: {what}", thread.name().unwrap_or("a thread"));
+        Err(Error::Panicked { what, reason: reason_of(&*panic) })
+    })
+}
+
+fn reason_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::super::thread::named;
+    use super::*;
+    use crate::channel::{Interrupt, Sender as Frames, Stream};
+
+    /// A hand that breaks in a call.
+    struct Fragile;
+
+    impl Hand for Fragile {
+        fn perform(&mut self, operation: Operation, turn: &Turn<'_>) -> Result<Done, Error> {
+            match operation {
+                Operation::Reset => turn.call(|| panic!("index {} is too large", 7)),
+                _ => Ok(Done::Nothing),
+            }
+        }
+
+        fn take(&mut self, _: Item, _: &Turn<'_>) -> Result<(), Error> {
+            panic!("no room")
+        }
+    }
+
+    #[test]
+    fn a_panic_is_an_error_of_what_was_done_and_the_hand_goes_on() {
+        let (left, _right) = UnixStream::pair().unwrap();
+        let frames = Frames::new(Arc::new(Stream::from(left)));
+        let second = Duration::from_secs(1);
+        let transfer = Arc::new(Transfer::new(frames, Interrupt::new().unwrap(), second, "peer"));
+        let (events, told) = mpsc::channel();
+        let mut worker =
+            Worker::start(named("card"), Fragile, events, &transfer).map_err(|(_, error)| error).unwrap();
+        let task =
+            |id, operation| Item::Task(Task { id: OperationId(id), operation, epoch: 0, span: Span::none() });
+        worker.give(task(1, Operation::Reset));
+        worker.give(Item::State {
+            data: super::super::buffers::Buffers::default().take().unwrap(),
+            ends: None,
+        });
+        worker.give(task(2, Operation::QueryState));
+        let next = || told.recv_timeout(Duration::from_secs(20)).unwrap();
+        let Event::Done { id: OperationId(1), result: Err(error) } = next() else { panic!("no error") };
+        assert_eq!(error.to_string(), "card: reset panicked: index 7 is too large");
+        let Event::Lost(error) = next() else { panic!("no error") };
+        assert_eq!(error.to_string(), "card: taking what has arrived panicked: no room");
+        assert!(matches!(next(), Event::Done { id: OperationId(2), result: Ok(Done::Nothing) }));
+        assert_eq!(worker.overdue(Duration::ZERO), None, "no call is under way");
     }
 }

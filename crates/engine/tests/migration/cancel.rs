@@ -1,13 +1,18 @@
 //! Cancelling from another thread, in every phase and on both sides.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use whimbrel_engine::Phase;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use whimbrel_engine::channel::{Connector, Listener, Until, connect};
 use whimbrel_engine::proto::control::Control;
+use whimbrel_engine::proto::lanes::STRIPE;
 use whimbrel_engine::proto::{destination, source};
+use whimbrel_engine::{Destination, NoCpuLog, Phase, Ram, RamError, RamRegion, Source, SourceOptions};
+use whimbrel_models::Model;
+use whimbrel_user::Local;
 use whimbrel_user::State;
 
 use crate::phases;
@@ -345,5 +350,71 @@ fn a_destination_that_waits_for_a_peer_is_cancelled_at_once() {
         rig.assert_destination_is_fresh("cancelled while it waited");
         let (reason, _peer) = peer.join().unwrap();
         assert_eq!(reason.unwrap(), br#"{"reason":"cancelled: enough"}"#, "{messages}");
+    });
+}
+
+/// Memory at a destination that is cancelled in the first write to the second lane's share, which is slow.
+struct Slow {
+    memory: GuestMemoryMmap,
+    cancel: Cancel,
+    writes: AtomicUsize,
+    is_cancelled: AtomicBool,
+}
+
+impl Ram for Slow {
+    fn regions(&self) -> Vec<RamRegion> {
+        Ram::regions(&self.memory)
+    }
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), RamError> {
+        Ram::read(&self.memory, address, data)
+    }
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), RamError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        if address / STRIPE % 2 == 1 && !self.is_cancelled.swap(true, Ordering::SeqCst) {
+            self.cancel.cancel("in a write");
+            // Longer than anything else that is left to do.
+            thread::sleep(Duration::from_secs(3));
+        }
+        let result = Ram::write(&self.memory, address, data);
+        self.writes.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+    fn clear(&self, address: u64, length: u64) -> Result<(), RamError> {
+        self.memory.clear(address, length)
+    }
+}
+
+#[test]
+fn nothing_is_written_to_memory_any_more_once_a_cancelled_destination_has_returned() {
+    let device =
+        |name: &str| Box::new(Local::new("serial".parse::<Model>().unwrap().open(name).unwrap())) as _;
+    let memory = || GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 2 * STRIPE as usize)]).unwrap();
+    let here = memory();
+    here.write_slice(&vec![7; 2 * STRIPE as usize], GuestAddress(0)).unwrap();
+    let cancel = Cancel::new();
+    let there = Arc::new(Slow {
+        memory: memory(),
+        cancel: cancel.clone(),
+        writes: AtomicUsize::new(0),
+        is_cancelled: AtomicBool::new(false),
+    });
+    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address().clone();
+    let until = || Until::timeout(SOON);
+    thread::scope(|scope| {
+        let destination = Destination::new(vec![device("there")]).memory(there.clone()).cancel(&cancel);
+        let ram = there.clone();
+        let receiving = scope.spawn(move || {
+            let accepted = destination.accept(&mut listener, until()).unwrap();
+            let result = destination.receive_accepted(accepted).result;
+            assert_eq!(ram.writes.load(Ordering::SeqCst), 0, "a lane still writes");
+            result.unwrap_err()
+        });
+        let source = Source::new(vec![device("here")]).memory(Arc::new(here), NoCpuLog);
+        let source =
+            source.options(SourceOptions::default().channels(2)).connector(Connector::new(address.clone()));
+        source.send(connect(&address, until()).unwrap()).result.unwrap_err();
+        let error = receiving.join().unwrap();
+        assert!(matches!(error, Error::Cancelled { .. }), "{error}");
     });
 }

@@ -171,6 +171,18 @@ fn a_source_that_waits_for_no_answer_is_refused_and_told() {
 }
 
 #[test]
+fn a_source_that_asks_again_and_again_and_reads_no_answer_is_refused_at_once() {
+    let mut rig = rig();
+    let error = receive(&mut rig, |peer| {
+        peer.tell(&[hello(), fitting()]);
+        // Far more than the answers fit into the socket's buffer.
+        let _ = (0..1_000_000).all(|id| peer.say(&control(Control::Ping { id })));
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("unexpected PING from the source"), "{error}");
+}
+
+#[test]
 fn a_state_that_the_driver_refuses_is_refused_with_the_drivers_errno() {
     for state in [&b"no state of this device"[..], &[0xaa]] {
         let bytes = state.len() as u64;

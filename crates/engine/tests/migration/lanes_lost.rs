@@ -183,6 +183,9 @@ fn lanes_that_are_lost_with_much_state_in_flight_leave_the_receivers_memory_as_i
     assert_eq!(report.device_bytes, received.device_bytes);
     let wire: u64 = report.lanes.iter().map(|lane| lane.wire_bytes).sum();
     assert!(wire > report.device_bytes && wire == report.wire_bytes, "what was lost crossed them, too");
+    // All but the greetings, rounds and marks.
+    let rest = wire - report.device_wire_bytes - report.memory_wire_bytes;
+    assert!(report.memory_wire_bytes == 0 && rest < 64 << 10, "{rest} bytes besides: {report:?}");
     rig.assert_destination_has_it("after the migration");
 }
 

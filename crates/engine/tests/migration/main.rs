@@ -32,6 +32,7 @@ mod later;
 mod layout;
 mod live;
 mod machines;
+mod machines_destination;
 mod machines_resume;
 mod owner;
 #[path = "../phases/mod.rs"]

@@ -96,6 +96,8 @@ pub(crate) struct Coverage {
     pub(crate) runs: u32,
     /// Migrations over several connections that succeeded, whose lanes were cut, and that met a connection that must not join.
     pub(crate) with_lanes: u32,
+    /// Migrations of disks that succeeded.
+    pub(crate) with_disks: u32,
     /// Of those that succeeded over several connections, those in which all of them were replaced.
     pub(crate) lanes_again: u32,
     pub(crate) cut_lanes: u32,
@@ -113,6 +115,7 @@ impl Default for Coverage {
             successes: 0,
             runs: 0,
             with_lanes: 0,
+            with_disks: 0,
             lanes_again: 0,
             cut_lanes: 0,
             strangers: 0,
@@ -143,6 +146,7 @@ impl Coverage {
         self.successes += other.successes;
         self.runs += other.runs;
         self.with_lanes += other.with_lanes;
+        self.with_disks += other.with_disks;
         self.lanes_again += other.lanes_again;
         self.cut_lanes += other.cut_lanes;
         self.strangers += other.strangers;

@@ -1,5 +1,8 @@
 //! A simulated device: its migration states, its content, which changes while it runs, and its data session.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use fastrand::Rng;
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::{MigrationFlags, State, fsm};
@@ -26,6 +29,34 @@ pub(crate) struct Model {
     pub(crate) rate: f64,
     /// Whether it logs what it writes to memory.
     pub(crate) has_log: bool,
+    /// Whether it is a disk, such as the model nvme: it runs only while it owns the image that both sides reach.
+    pub(crate) is_disk: bool,
+}
+
+/// One side's way to an image, which has one owner: 0 for nobody, else the number of a side, from 1.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    owner: Arc<AtomicUsize>,
+    side: usize,
+}
+
+impl Image {
+    /// The ways of both sides to a new image.
+    pub(crate) fn shared() -> [Image; 2] {
+        let owner = Arc::new(AtomicUsize::new(0));
+        [1, 2].map(|side| Image { owner: owner.clone(), side })
+    }
+
+    /// Returns whether this side owns it now.
+    fn take(&self) -> bool {
+        let taken = self.owner.compare_exchange(0, self.side, Ordering::Relaxed, Ordering::Relaxed);
+        taken.is_ok() || taken == Err(self.side)
+    }
+
+    fn leave(&self) {
+        // It stays the other side's, if it is.
+        let _ = self.owner.compare_exchange(self.side, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
 }
 
 /// A device of one side.
@@ -55,6 +86,10 @@ pub(crate) struct Device {
     reinit: bool,
     /// What the last query said of its initial data, and the initial blocks that were sent after it.
     pub(crate) initial_told: Option<u64>,
+    /// A disk's image.
+    pub(crate) image: Option<Image>,
+    /// It was to run while its image belonged to the other side.
+    pub(crate) was_barred: bool,
 }
 
 impl Device {
@@ -78,6 +113,8 @@ impl Device {
             rearmed: false,
             reinit: false,
             initial_told: None,
+            image: None,
+            was_barred: false,
             model,
         }
     }
@@ -89,6 +126,9 @@ impl Device {
 
     /// The device works: blocks change.
     pub(crate) fn work(&mut self, changes: usize, rng: &mut Rng) {
+        if changes > 0 && !self.owns_image() {
+            return;
+        }
         for _ in 0..changes {
             let block = rng.usize(..self.model.blocks);
             self.content[block] = rng.u32(1..BLANK);
@@ -103,6 +143,24 @@ impl Device {
         }
     }
 
+    /// Gives the device, which runs, an image that nobody owns.
+    pub(crate) fn share_image(&mut self, image: Image) {
+        self.image = Some(image);
+        self.owns_image();
+    }
+
+    /// Takes the image, if it has one. Otherwise it belongs to the other side.
+    fn owns_image(&mut self) -> bool {
+        let owns = self.image.as_ref().is_none_or(Image::take);
+        self.was_barred |= !owns;
+        owns
+    }
+
+    /// Gives the image up: the device has stopped, or is gone.
+    pub(crate) fn leave_image(&self) {
+        self.image.iter().for_each(Image::leave);
+    }
+
     /// What a session can give before the stop.
     fn readable(&self) -> usize {
         self.model.blocks - self.model.last
@@ -115,10 +173,14 @@ impl Device {
         let steps: Vec<State> = path.collect();
         let done = if fails { rng.usize(..=steps.len().saturating_sub(1)) } else { steps.len() };
         for state in &steps[..done] {
+            if state.is_running() && !self.state.is_running() && !self.owns_image() {
+                return false;
+            }
             self.enter(*state);
         }
         if fails && breaks {
             self.state = State::Error;
+            self.leave_image();
         }
         !fails
     }
@@ -148,6 +210,9 @@ impl Device {
             self.initial.fill(false);
         }
         self.state = state;
+        if !state.is_running() {
+            self.leave_image();
+        }
     }
 
     /// Opts in to REINIT.
@@ -210,6 +275,8 @@ impl Device {
     /// VFIO_DEVICE_RESET.
     pub(crate) fn reset(&mut self, is_source: bool) {
         self.enter(State::Running);
+        // It takes it again when it works.
+        self.leave_image();
         self.content.fill(BLANK);
         self.setup = 0;
         self.holds = is_source;

@@ -1,6 +1,7 @@
 //! Thousands of simulated migrations: both machines with simulated devices, memory, owners and links, in which anything
-//! fails at any moment. An oracle complains of two running copies, of state that differs, of ends that are not true, and of
-//! machines that do not end.
+//! fails at any moment. Some devices are disks, which run only while they own the image that both sides reach. An oracle
+//! complains of two running copies, of a disk whose image belongs to the other side, of state that differs, of ends that are
+//! not true, and of machines that do not end.
 //!
 //! A side that has crashed continues by the engine's own judgement. What is not simulated has tests elsewhere: links carry
 //! whole frames here, and `tests/migration/cuts.rs` cuts real ones at every byte; the servers of devices outlive the
@@ -122,6 +123,7 @@ fn part(part: u64) {
             lanes.0 * 40 > coverage.runs && lanes.1 > 10 && lanes.2 > 10 && lanes.3 > 10,
             "lanes: {lanes:?}"
         );
+        assert!(coverage.with_disks * 10 > coverage.successes, "{} with disks", coverage.with_disks);
         assert!(coverage.checks > 100, "{} checks were answered", coverage.checks);
     }
 }

@@ -191,6 +191,11 @@ impl Oracle {
             world.oracle.complain(text);
             return;
         }
+        let barred = |host: &Host| host.devices.iter().position(|device| device.was_barred);
+        if let Some(index) = barred(source).or(barred(destination)) {
+            world.oracle.complain(format!("device {index} is to run while the other side owns its image"));
+            return;
+        }
         let is_back = source.devices.iter().zip(&source.hung).all(|(device, hung)| *hung || device.runs());
         let is_watched = source.is_active() && !is_back;
         if destination.any_runs() {

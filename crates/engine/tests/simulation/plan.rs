@@ -175,6 +175,7 @@ impl Plan {
                 rearms: chance(rng, 30),
                 rate: rate(rng),
                 has_log: chance(rng, 85),
+                is_disk: false,
             }
         });
         let devices = devices.collect();
@@ -328,6 +329,9 @@ impl Plan {
         // Last: all else is as without them.
         if chance(rng, 15) {
             plan.is_visited(rng);
+        }
+        for device in &mut plan.devices {
+            device.is_disk = chance(rng, 30);
         }
         plan
     }

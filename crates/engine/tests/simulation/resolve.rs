@@ -12,6 +12,7 @@ use whimbrel_protocol::handover::{
 };
 
 use super::coverage::{Blow, Side};
+use super::device::Device;
 use super::happening::Happening;
 use super::host::{Doing, End, Fate, Machine, Worker};
 use super::plan::Lie;
@@ -76,6 +77,9 @@ impl World {
         host.machine = None;
         host.has_crashed = true;
         host.is_gone = !outlives;
+        if host.is_gone {
+            host.devices.iter().for_each(Device::leave_image);
+        }
         host.guest = false;
         if silent {
             for connection in 0..self.connections() {

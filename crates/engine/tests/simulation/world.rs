@@ -11,6 +11,7 @@ use whimbrel_engine::proto::operation::{Command, Event, Now, Operation, Place};
 use whimbrel_protocol::handover::JournalArbiter;
 
 use super::coverage::{Blow, Coverage, Side, names};
+use super::device::Image;
 use super::happening::{Due, Happening};
 use super::host::{Doing, End, Fate, Host, Item};
 use super::lanes::lanes_of;
@@ -56,7 +57,8 @@ pub(crate) struct World {
 /// Runs a migration to its end.
 pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
     let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000);
-    let hosts = Side::BOTH.map(|side| Host::new(side, &plan, &mut rng));
+    let mut hosts = Side::BOTH.map(|side| Host::new(side, &plan, &mut rng));
+    share_images(&mut hosts);
     let links = [(); 2].map(|()| Link::new(plan.bandwidth, plan.latency, plan.buffer));
     let mut world = World {
         lanes: vec![lanes_of(&plan, plan.bandwidth)],
@@ -91,9 +93,21 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
         let has_lanes = world.hosts[0].lanes > 1;
         world.coverage.successes = 1;
         world.coverage.with_lanes = u32::from(has_lanes);
+        world.coverage.with_disks = u32::from(world.plan.devices.iter().any(|device| device.is_disk));
         world.coverage.lanes_again = u32::from(has_lanes && reconnections > 0);
     }
     Outcome { complaint, coverage: world.coverage, trace: world.trace.unwrap_or_default(), reconnections }
+}
+
+/// Gives each disk and its copy one image. That of the source owns it, since it runs.
+fn share_images([source, destination]: &mut [Host; 2]) {
+    for (here, there) in source.devices.iter_mut().zip(&mut destination.devices) {
+        if here.model.is_disk {
+            let [image, other] = Image::shared();
+            here.share_image(image);
+            there.image = Some(other);
+        }
+    }
 }
 
 impl World {

@@ -175,7 +175,10 @@ const ATTEMPTS: &[Attempt] = &[
     killed("the process is not made one that can be looked into", || {
         call(libc::SYS_prctl, [n(libc::PR_SET_DUMPABLE), 1])
     }),
-    killed("no ring of requests is made", || call(libc::SYS_io_uring_setup, [1, 0])),
+    refused("no ring of requests is made, as on an older kernel", libc::ENOSYS, || {
+        call(libc::SYS_io_uring_setup, [1, 0])
+    }),
+    killed("no ring of requests is entered", || call(libc::SYS_io_uring_enter, [0, 1, 0, 0])),
     killed("no program is given to the kernel", || call(libc::SYS_bpf, [0, 0, 0])),
     killed("no key is asked for", || call(libc::SYS_keyctl, [0, 0])),
     killed("nothing is mounted", || call(libc::SYS_mount, [0, at(c"/mnt"), 0, 0, 0])),

@@ -3,6 +3,7 @@
 
 mod client;
 mod examples;
+mod nvme;
 mod rust_vmm;
 mod server;
 mod socket;

@@ -2,12 +2,9 @@
 //!
 //! Job by job it fills a block, copies it, has the copy summed, and changes a piece of the device's own state.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use vm_memory::{Bytes, GuestAddress};
 use whimbrel_models::accel::guest::{GuestDriver, GuestError, Platform, Rings};
 use whimbrel_models::accel::{
     Completion, INTERRUPT_COMPLETION, OPERATION_CHECKSUM, REGISTER_COMPLETED, REGISTER_STATE_BYTES,
@@ -18,6 +15,9 @@ use whimbrel_user::Device;
 use super::super::jobs::{FIRST_JOBS, JOBS, Layout, PLACES, RING_ENTRIES, filled, job};
 use super::super::machine::{Memory, Share};
 use super::super::messages::Finished;
+use super::interrupt::Interrupt;
+use super::pace::Pace;
+use super::seat::Seat;
 use super::variables::Variables;
 use crate::failure::Failure;
 
@@ -38,39 +38,11 @@ const MSI_ENABLE: u16 = 0x0001;
 /// The most capabilities that fit configuration space.
 const MAX_CAPABILITIES: usize = 48;
 
-/// Interval at which the program polls without an interrupt.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 /// Timeout for the last jobs.
 const DRAINING: Duration = Duration::from_secs(10);
 
 fn rings(share: Share) -> Rings {
     Rings::new(share.start + SUBMISSIONS, share.start + COMPLETIONS, RING_ENTRIES as u32)
-}
-
-/// The device and the machine's memory, for the guest's driver.
-struct Seat {
-    device: Box<dyn Device>,
-    memory: Arc<Memory>,
-}
-
-impl Platform for Seat {
-    type Error = Failure;
-
-    fn read_register(&mut self, offset: u64, data: &mut [u8]) -> Result<(), Failure> {
-        Ok(self.device.read_region(VFIO_PCI_BAR0_REGION_INDEX, offset, data)?)
-    }
-
-    fn write_register(&mut self, offset: u64, data: &[u8]) -> Result<(), Failure> {
-        Ok(self.device.write_region(VFIO_PCI_BAR0_REGION_INDEX, offset, data)?)
-    }
-
-    fn read_memory(&mut self, address: u64, data: &mut [u8]) -> Result<(), Failure> {
-        self.memory.read_slice(data, GuestAddress(address)).map_err(|error| Failure::from_error(&error))
-    }
-
-    fn write_memory(&mut self, address: u64, data: &[u8]) -> Result<(), Failure> {
-        self.memory.write_slice(data, GuestAddress(address)).map_err(|error| Failure::from_error(&error))
-    }
 }
 
 fn failure(error: GuestError<Failure>) -> Failure {
@@ -86,11 +58,8 @@ pub(super) struct Program {
     share: Share,
     layout: Layout,
     variables: Variables,
-    interrupt: OwnedFd,
-    /// Bytes that the device may still write, according to the rate and the elapsed time.
-    allowance: f64,
-    rate: f64,
-    last: Instant,
+    interrupt: Interrupt,
+    pace: Pace,
     block: Vec<u8>,
 }
 
@@ -150,20 +119,17 @@ impl Program {
         rate: u64,
     ) -> Result<Program, Failure> {
         let mut seat = Seat { device, memory: memory.clone() };
-        let interrupt = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| Failure::from_io("cannot make an eventfd", &error.into()))?;
-        seat.device.set_irq_triggers(VFIO_PCI_MSI_IRQ_INDEX, 0, &[Some(interrupt.as_fd())])?;
+        let interrupt = Interrupt::new(&mut *seat.device, VFIO_PCI_MSI_IRQ_INDEX, 0)?;
         let state_bytes = read_u64(&mut *seat.device, REGISTER_STATE_BYTES)?;
         let variables = Variables::load(memory, share)?;
+        let layout = Layout::new(share, state_bytes);
         Ok(Program {
             driver: GuestDriver::resume(seat, rings(share), variables.progress),
             share,
-            layout: Layout::new(share, state_bytes),
+            layout,
             variables,
             interrupt,
-            allowance: 0.0,
-            rate: rate as f64,
-            last: Instant::now(),
+            pace: Pace::new(rate, layout.block_bytes * 2),
             block: Vec::new(),
         })
     }
@@ -198,16 +164,15 @@ impl Program {
 
     /// Submits the first jobs at once, then as many whole groups of jobs as the rate allows and the ring holds.
     fn submit(&mut self) -> Result<(), Failure> {
-        let writes = (self.layout.block_bytes * 2) as f64;
+        let writes = self.layout.block_bytes * 2;
         let before = self.driver.progress().submitted;
         while self.driver.progress().submitted < FIRST_JOBS {
             self.submit_one()?;
         }
-        while self.allowance >= writes && self.driver.room() >= JOBS {
+        while self.driver.room() >= JOBS && self.pace.spend(writes) {
             for _ in 0..JOBS {
                 self.submit_one()?;
             }
-            self.allowance -= writes;
         }
         if self.driver.progress().submitted != before {
             self.driver.ring().map_err(failure)?;
@@ -223,19 +188,13 @@ impl Program {
 
 impl super::Program for Program {
     fn wait(&self) {
-        // Whatever wakes it, the program checks everything.
-        let _ = poll(&mut [PollFd::new(&self.interrupt, PollFlags::IN)], Some(&TICK));
-        let _ = rustix::io::read(&self.interrupt, &mut [0; 8]);
+        self.interrupt.wait();
     }
 
     fn step(&mut self, more: bool) -> Result<(), Failure> {
         self.driver.acknowledge(INTERRUPT_COMPLETION).map_err(failure)?;
         while self.driver.progress().pending() > 0 && self.take_completion()? {}
-        let now = Instant::now();
-        self.allowance += self.rate * (now - self.last).as_secs_f64();
-        // After a delay, at most a twentieth of a second is made up for; at a low rate, enough is saved for a group.
-        self.allowance = self.allowance.min((self.rate / 20.0).max(self.layout.block_bytes as f64 * 2.0));
-        self.last = now;
+        self.pace.earn();
         if more {
             self.submit()?;
         }
@@ -244,8 +203,7 @@ impl super::Program for Program {
     }
 
     fn resumed(&mut self) {
-        // The time of the pause does not count as work.
-        self.last = Instant::now();
+        self.pace.resume();
     }
 
     fn finish(&mut self) -> Result<Finished, Failure> {

@@ -3,7 +3,11 @@
 //! All variables of a program are in guest memory, so that it migrates with the memory and continues at the destination.
 //! Its jobs and their expected results follow from their numbers alone.
 
+mod disk;
 mod engine;
+mod interrupt;
+mod pace;
+mod seat;
 mod serial;
 mod variables;
 
@@ -21,6 +25,8 @@ use crate::failure::Failure;
 
 /// Completions of a serial card's first bytes.
 const FIRST_BYTES: u64 = 64;
+/// Completions of a disk's first commands.
+const FIRST_COMMANDS: u64 = 64;
 
 /// A program that gives one device work.
 trait Program: Send {
@@ -45,6 +51,7 @@ pub(super) fn set_up(machine: &Machine) -> Result<(), Failure> {
         match attachment.kind {
             Kind::Engine { .. } => engine::set_up(device, &machine.memory, share)?,
             Kind::Serial { ports } => serial::set_up(device, &machine.memory, share, ports)?,
+            Kind::Disk => disk::set_up(device, &machine.memory, share)?,
         }
     }
     Ok(())
@@ -61,6 +68,7 @@ pub(super) fn not_begun(machine: &Machine) -> Result<Option<usize>, Failure> {
     let first = |kind| match kind {
         Kind::Engine { .. } => FIRST_JOBS,
         Kind::Serial { .. } => FIRST_BYTES,
+        Kind::Disk => FIRST_COMMANDS,
     };
     let books = books(machine)?;
     let begun =
@@ -72,7 +80,7 @@ pub(super) fn not_begun(machine: &Machine) -> Result<Option<usize>, Failure> {
 pub(super) fn completed_by_devices(machine: &Machine) -> Result<Vec<Option<u64>>, Failure> {
     let counter = |attachment: &super::attachment::Attachment| match attachment.kind {
         Kind::Engine { .. } => engine::completed_by_device(&mut *attachment.device()?).map(Some),
-        Kind::Serial { .. } => Ok(None),
+        Kind::Serial { .. } | Kind::Disk => Ok(None),
     };
     machine.attachments().iter().map(counter).collect()
 }
@@ -114,6 +122,7 @@ impl Work {
                 Kind::Serial { ports } => {
                     Box::new(serial::Program::new(device, &machine.memory, share, ports)?)
                 }
+                Kind::Disk => Box::new(disk::Program::new(device, &machine.memory, share, rate)?),
             })
         };
         let workers = machine.attachments().iter().enumerate().map(start).collect::<Result<_, _>>()?;

@@ -98,12 +98,49 @@ fn a_working_device_that_migrates_through_a_region_moves_too() {
 }
 
 #[test]
+fn a_disk_on_an_image_of_its_own_moves_while_it_is_written() {
+    for more in [&["--json"][..], &["--json", "--in-process"]] {
+        let told = verified(&demo(&[more, &["--device", "model:nvme"]].concat()));
+        assert_eq!(told["devices"][0]["source"], "model:nvme");
+        assert!(told["device_bytes"].as_u64().unwrap() > 0, "{told}");
+        let checks = told["checks"].as_array().unwrap();
+        let results = checks.iter().find(|check| check["what"] == "every result is right").unwrap();
+        assert!(results["found"].as_str().unwrap().contains(" blocks wrong at the end"), "{told}");
+    }
+}
+
+#[test]
+fn disks_with_and_without_an_image_move_together_with_other_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk.img");
+    let named = format!("model:nvme?image={}&size=1MiB&queues=1", image.display());
+    let devices = ["--device", "model:nvme?size=4MiB", "--device", &named, "--device", "model:serial"];
+    let told = verified(&demo(&[&["--json", "--memory=64MiB"][..], &devices].concat()));
+    assert_eq!(told["devices"].as_array().unwrap().len(), 3);
+    assert!(std::fs::read(&image).unwrap().iter().any(|byte| *byte != 0), "it was written");
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_or_is_too_small_does_not_suit_the_demo() {
+    for (settings, why) in [
+        ("?readonly&size=1MiB", "the disk is write-protected"),
+        ("?size=128KiB", "expected at least 256.00 KiB"),
+    ] {
+        let output = demo(&["--in-process", "--device", &format!("model:nvme{settings}")]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains(why), "{told}");
+    }
+}
+
+#[test]
 fn a_working_device_moves_although_the_connection_is_cut() {
     for more in [&["--json", "--cuts=1"][..], &["--json", "--cuts=1", "--tls", "--in-process"]] {
         let told = verified(&demo(more));
         assert_eq!(told["reconnections"], 1, "{told}");
         assert!(told["reconnecting_ms"].as_f64().unwrap() > 0.0, "{told}");
     }
+    let both = verified(&demo(&["--json", "--cuts=2", "--channels=2", "--compress", "--in-process"]));
+    assert_eq!((&both["reconnections"], &both["connections"]), (&2.into(), &2.into()), "{both}");
     let output = demo(&["--cuts=1"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("lost connection") && text.contains("replaced once, "), "{text}");

@@ -5,6 +5,7 @@
 mod access;
 mod bounce;
 mod fault;
+mod file_transfer;
 mod mapping;
 mod space;
 

@@ -493,7 +493,7 @@ impl DmaSpace {
     }
 
     // A panic of a visitor leaves the mappings as they were, so that a poisoned lock says nothing.
-    fn look(&self) -> ShardedLockReadGuard<'_, Inner> {
+    pub(super) fn look(&self) -> ShardedLockReadGuard<'_, Inner> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 

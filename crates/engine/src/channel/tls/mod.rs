@@ -12,23 +12,32 @@ mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustls::ClientConnection;
 use rustls::pki_types::{ServerName, UnixTime};
 
-use super::{Address, Stream, Until};
+use super::{Address, Stream, Until, WaitError};
 pub use error::TlsError;
 use files::{Files, Loaded, Stamp};
 pub use stream::TlsStream;
 pub(super) use watch::WatchedTls;
+
+/// The longest wait for another thread that reads the files, if there are some that were read before.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest wait of a check for another thread that reads the files.
+const CHECK_TIMEOUT: Duration = Duration::from_mins(1);
+/// The interval at which these waits look whether they are interrupted.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The means of a side to prove who it is, and to check who the other is: its certificate with the key, and the authorities whose certificates it
 /// accepts, all in PEM files.
 ///
 /// The files are read again when they change, for the next connection, and by a [`Listener`](super::Listener) within a few
 /// seconds, on a thread of its own: connections meanwhile do not wait for that. If they cannot be used then, those read before
-/// stay in use, with a warning.
+/// stay in use, with a warning; and so they do for a connection that would wait longer than a second for another thread that reads
+/// them.
 ///
 /// A warning also tells of a certificate of this side that has expired, or is not valid yet: peers refuse it.
 ///
@@ -100,7 +109,7 @@ impl Tls {
 
     /// Reads the files, so that an error in them is found before anything has begun.
     pub fn check(&self) -> Result<(), TlsError> {
-        self.load().map(|_| ())
+        self.load(Until::timeout(CHECK_TIMEOUT)).map(|_| ())
     }
 
     /// Finds out whether [`Tls::connect`] knows which name the peer at `address` has to carry, before a connection is made.
@@ -125,7 +134,7 @@ impl Tls {
         address: &Address,
         until: Until<'_>,
     ) -> Result<TlsStream, TlsError> {
-        let connection = ClientConnection::new(self.load()?.client.clone(), self.name_at(address)?)
+        let connection = ClientConnection::new(self.load(until)?.client.clone(), self.name_at(address)?)
             .map_err(|error| TlsError::of_connection(&error))?;
         let stream = TlsStream::new(Arc::new(stream), connection.into());
         stream.handshake(until)?;
@@ -134,7 +143,7 @@ impl Tls {
 
     /// Makes a connection that was accepted one of TLS, as its server: a destination.
     pub fn accept(&self, stream: Stream, until: Until<'_>) -> Result<TlsStream, TlsError> {
-        let stream = TlsStream::server(Arc::new(stream), &self.load()?.server)?;
+        let stream = TlsStream::server(Arc::new(stream), &self.load(until)?.server)?;
         stream.handshake(until)?;
         Ok(stream)
     }
@@ -151,9 +160,16 @@ impl Tls {
         self.shared.last.lock().as_ref().is_some_and(|last| last.stamp == self.files.stamp())
     }
 
-    /// Returns what the files say now. Reads them if they have changed.
-    fn load(&self) -> Result<Arc<Loaded>, TlsError> {
-        let _reading = self.shared.reading.lock();
+    /// Returns what the files say now. Reads them if they have changed. If another thread takes its time to read them, as from a
+    /// server that does not answer, those read before are good enough.
+    fn load(&self, until: Until<'_>) -> Result<Arc<Loaded>, TlsError> {
+        let last = self.shared.last.lock().clone();
+        let patience = last.as_ref().map_or(until, |_| until.at_most(Instant::now() + PATIENCE));
+        let _reading = match (self.wait_for_reading(patience), last) {
+            (Ok(reading), _) => reading,
+            (Err(WaitError::TimedOut), Some(last)) => return Ok(last),
+            (Err(error), _) => return Err(TlsError::Wait(error)),
+        };
         let stamp = self.files.stamp();
         let earlier = self.shared.last.lock().clone();
         let loaded = match earlier {
@@ -166,6 +182,17 @@ impl Tls {
         };
         loaded.own.tell(UnixTime::now());
         Ok(loaded)
+    }
+
+    /// Waits until no other thread reads the files.
+    fn wait_for_reading(&self, until: Until<'_>) -> Result<MutexGuard<'_, ()>, WaitError> {
+        loop {
+            let left = until.left().unwrap_or(LOOK).min(LOOK);
+            if let Some(reading) = self.shared.reading.try_lock_for(left) {
+                return Ok(reading);
+            }
+            until.check()?;
+        }
     }
 
     /// Reads the files. What was read earlier stays in use if they cannot be used.

@@ -44,7 +44,7 @@ impl WatchedTls {
                 // A certificate and its key are replaced one after the other: they are read once both stay as they are.
                 if stamp == before {
                     // Files that cannot be used leave those before in use, with a warning.
-                    let _ = watched.load();
+                    let _ = watched.load(Until::interrupted(&stopped));
                 }
                 before = stamp;
             }
@@ -56,7 +56,7 @@ impl WatchedTls {
     /// Begins as a server, with the files that were read last. Reading goes on with the handshake.
     pub(in crate::channel) fn begin(&self, stream: Arc<Stream>) -> Result<TlsStream, TlsError> {
         let last = self.tls.shared.last.lock().clone();
-        let loaded = last.map_or_else(|| self.tls.load(), Ok)?;
+        let loaded = last.map_or_else(|| self.tls.load(Until::now()), Ok)?;
         TlsStream::server(stream, &loaded.server)
     }
 }

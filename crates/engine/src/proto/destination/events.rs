@@ -67,7 +67,7 @@ impl Destination {
             (Control::Table(theirs), Phase::Table) if !self.answered => self.compare(theirs),
             // What the lost connection still had.
             (Control::Round { number, initial }, Phase::Broken | Phase::Await)
-                if Some(number) == self.round.checked_add(1) =>
+                if Some(number) == self.round.checked_add(1) && self.may_have_ended_round() =>
             {
                 self.round_ended_on_lost_link(number, initial);
             }
@@ -76,7 +76,10 @@ impl Destination {
                 self.source_has_stopped();
             }
             (Control::Stopping, Phase::Load) if self.is_resumable() => self.resumption.forbid(),
-            (Control::Ping { id }, Phase::Load) if self.features.contains(&Feature::Ping) => {
+            // One is open at a time: a source that does not read the answers must not have ever more of them queued.
+            (Control::Ping { id }, Phase::Load)
+                if self.features.contains(&Feature::Ping) && !self.answers_ping() =>
+            {
                 self.say(Control::Pong { id });
             }
             (Control::Round { number, initial }, Phase::Load)
@@ -102,6 +105,11 @@ impl Destination {
                 }
             }
         }
+    }
+
+    /// Returns whether a PONG is being sent.
+    fn answers_ping(&self) -> bool {
+        self.pending.any(|_, operation| matches!(operation, Operation::Send(Control::Pong { .. })))
     }
 
     pub(super) fn lost(&mut self, error: Error) {

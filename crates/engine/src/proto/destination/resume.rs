@@ -28,6 +28,8 @@ pub(super) struct Resumption {
 struct Loss {
     since: Now,
     cause: Error,
+    /// Set once a ROUND of the lost connection has been taken in: the source sends no other before that is answered.
+    has_round: bool,
 }
 
 impl Resumption {
@@ -69,7 +71,7 @@ impl Destination {
     fn link_lost(&mut self, error: Error) {
         if self.resumption.loss.is_none() {
             tracing::warn!(parent: self.span(), %error, "a connection to the source is lost");
-            self.resumption.loss = Some(Loss { since: self.now, cause: error });
+            self.resumption.loss = Some(Loss { since: self.now, cause: error, has_round: false });
         }
         self.lost = true;
         self.enter(Phase::Broken);
@@ -123,8 +125,16 @@ impl Destination {
         self.load_on();
     }
 
+    /// Returns whether a ROUND of the lost connection may still be on its way here.
+    pub(super) fn may_have_ended_round(&self) -> bool {
+        self.resumption.loss.as_ref().is_some_and(|loss| !loss.has_round)
+    }
+
     /// Takes in a ROUND that the connection had before it was lost: RESUMED confirms it.
     pub(super) fn round_ended_on_lost_link(&mut self, number: u32, initial: bool) {
+        if let Some(loss) = &mut self.resumption.loss {
+            loss.has_round = true;
+        }
         self.round = number;
         self.taken.rounds = number;
         if initial {

@@ -99,7 +99,8 @@ impl Source {
     pub(super) fn advance(&mut self) {
         match self.phase {
             Phase::Hello => self.enter(Phase::Table),
-            Phase::Table | Phase::Join if self.channels() > 1 => self.enter(Phase::Lanes),
+            Phase::Join => self.go_on_after_join(),
+            Phase::Table if self.channels() > 1 => self.enter(Phase::Lanes),
             Phase::Lanes if self.is_unlinked() => self.enter(Phase::Resend),
             Phase::Table | Phase::Lanes => self.enter(Phase::Precopy),
             Phase::RoundQuery => self.enter(Phase::RoundSend),
@@ -115,7 +116,6 @@ impl Source {
             Phase::Slow => self.slowed(),
             Phase::Broken => self.enter(Phase::Reconnect),
             Phase::Reconnect => self.enter(Phase::Join),
-            Phase::Join => self.enter(Phase::Resend),
             Phase::Resend => self.go_on_with_round(),
             Phase::Record if self.initial_is_done() => self.enter(Phase::Pause),
             Phase::Precopy | Phase::Record => self.next_round(),

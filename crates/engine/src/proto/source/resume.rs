@@ -106,10 +106,6 @@ impl Source {
             // It is known already: these are the last words of the old connections.
             Phase::Broken | Phase::Reconnect => tracing::debug!(%error, "on a lost connection"),
             _ if self.is_unlinked() => self.attempt_failed(error),
-            _ if self.resumption.losses >= MAX_LOSSES => {
-                let (round, times) = (self.resumption.confirmed.round + 1, self.resumption.losses);
-                self.fail(Error::LostTooOften { round, times, cause: Box::new(error) });
-            }
             _ => {
                 self.resumption.losses += 1;
                 tracing::warn!(parent: self.span(), %error, "a connection to the destination is lost");
@@ -117,6 +113,17 @@ impl Source {
                 self.enter(Phase::Broken);
             }
         }
+    }
+
+    /// Returns the error of a round that has been lost too often, once the destination is reached again: only then can it be told,
+    /// and has said that it lacks the round.
+    fn lost_too_often(&mut self) -> Option<Error> {
+        if self.resumption.losses <= MAX_LOSSES || self.has_round() {
+            return None;
+        }
+        let (round, times) = (self.resumption.confirmed.round + 1, MAX_LOSSES);
+        let Loss { cause, .. } = self.resumption.loss.take()?;
+        Some(Error::LostTooOften { round, times, cause: Box::new(cause) })
     }
 
     /// Takes in that the destination could not be reached again: there is another attempt.
@@ -270,6 +277,15 @@ impl Source {
         self.resumption.resumed = resumed;
         self.resumption.is_answered = true;
         Ok(())
+    }
+
+    /// Goes on with the destination that has answered JOIN, unless it lacks a round that has been lost too often.
+    pub(super) fn go_on_after_join(&mut self) {
+        match self.lost_too_often() {
+            Some(error) => self.fail(error),
+            None if self.channels() > 1 => self.enter(Phase::Lanes),
+            None => self.enter(Phase::Resend),
+        }
     }
 
     /// Sends the state again that the destination lacks, and marks the memory of the round that it lacks.

@@ -12,12 +12,14 @@ use crate::proto::destination as machine;
 use crate::proto::operation::{Command, Event, Now, Operation};
 use crate::run::door::Door;
 use crate::run::hands::Machine;
+use crate::run::inbox::Inbox;
 use crate::run::inflow::Inflow;
 
 /// The machine and its intake.
 pub(super) struct Receiving {
     pub(super) machine: machine::Destination,
     pub(super) inflow: Arc<Inflow>,
+    pub(super) inbox: Arc<Inbox>,
     pub(super) arrived: Arc<AtomicU64>,
     /// The number of connections that wait for the devices here.
     pub(super) held_up: Arc<AtomicU32>,
@@ -33,6 +35,9 @@ impl Machine for Receiving {
     }
 
     fn input(&mut self, event: Event, now: Now) {
+        if let Event::Received(_) = event {
+            self.inbox.note_taken();
+        }
         self.machine.input(event, now);
     }
 

@@ -9,6 +9,10 @@ use whimbrel_device::{Errno, RemoteMemory};
 use super::channel::Channel;
 use crate::message::{DmaAccess, Limits, Reply, Request};
 
+/// Bytes that one request reads, at most. Of a reply that does not fit its socket's buffer (208 KiB by default) QEMU 11.1
+/// sends the beginning alone, and then its next message.
+const MAX_READ_BYTES: usize = 64 << 10;
+
 /// The memory of one mapping.
 #[derive(Debug)]
 pub(super) struct ClientMemory {
@@ -48,14 +52,19 @@ impl ClientMemory {
 
 impl RemoteMemory for ClientMemory {
     fn read(&self, iova: u64, data: &mut [u8], deadline: Instant) -> Result<(), Errno> {
-        let access = DmaAccess { iova, count: data.len() as u64 };
-        self.ask(&Request::DmaRead(access), deadline, |reply| match reply {
-            Reply::DmaRead { iova: from, data: found } if *from == iova && found.len() == data.len() => {
-                data.copy_from_slice(found);
-                true
-            }
-            _ => false,
-        })
+        for (number, part) in data.chunks_mut(MAX_READ_BYTES).enumerate() {
+            // The mapping has all these addresses.
+            let iova = iova + (number * MAX_READ_BYTES) as u64;
+            let access = DmaAccess { iova, count: part.len() as u64 };
+            self.ask(&Request::DmaRead(access), deadline, |reply| match reply {
+                Reply::DmaRead { iova: from, data: found } if *from == iova && found.len() == part.len() => {
+                    part.copy_from_slice(found);
+                    true
+                }
+                _ => false,
+            })?;
+        }
+        Ok(())
     }
 
     fn write(&self, iova: u64, data: &[u8], deadline: Instant) -> Result<(), Errno> {

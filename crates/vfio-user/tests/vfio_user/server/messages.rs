@@ -333,6 +333,23 @@ fn an_access_is_split_as_was_agreed() {
 }
 
 #[test]
+fn a_read_is_split_into_requests_whose_replies_fit_the_buffer_of_a_clients_socket() {
+    const MAX: u64 = 64 << 10;
+    for way in WAYS {
+        let mut rig = Rig::new(way);
+        rig.map(IOVA, 4 * MAX).unwrap();
+        let worker = rig.worker(IOVA + 1, 3 * MAX as usize);
+        for part in 0..3 {
+            let asked = rig.asked();
+            assert_eq!((asked.iova, asked.count), (IOVA + 1 + part * MAX, MAX), "{way:?}");
+            rig.obey(&asked);
+        }
+        worker.join().unwrap().unwrap();
+        rig.peer.leave().unwrap();
+    }
+}
+
+#[test]
 fn no_later_part_of_an_access_is_asked_for_once_the_unmap_is_answered() {
     for way in WAYS {
         let mut rig = Rig::with(way, Backend::capabilities().max_data_xfer_size(100));

@@ -5,22 +5,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::running::Running;
-use super::{ECHO, Guest, UIO};
+use super::{ECHO, Guest, UIO, UNTIL};
 use crate::support::Served;
 
-/// In the guest, waits up to a minute until a command succeeds.
-const UNTIL: &str = r#"
-until_it() {
-    tries=0
-    until "$@"; do
-        tries=$((tries + 1))
-        [ $tries -lt 600 ]
-        usleep 100000
-    done
-}
+/// In the guest, whether a device is in one of the slots.
+const PLUGGED: &str = r"
 plugged() { ls /sys/bus/pci/devices/*/0000:*:00.0/vendor > plugged 2> /dev/null && grep -q . plugged; }
 unplugged() { ! plugged; }
-"#;
+";
 
 #[test]
 #[ignore = "long"]
@@ -30,7 +22,7 @@ fn a_device_is_plugged_in_and_unplugged_twice_while_the_guest_runs() {
     let _accel = Served::start("accel?state=1MiB", &accel);
     let served = Served::start("serial?ports=2", &serial);
     let lines = format!(
-        "{UNTIL} {ECHO}
+        "{UNTIL} {PLUGGED} {ECHO}
         echo booted
         for round in 1 2; do
             until_it plugged

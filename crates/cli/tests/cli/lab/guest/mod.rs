@@ -1,6 +1,7 @@
 //! Our devices in a guest that others wrote: Linux and its stock drivers, in QEMU with its vfio-user-pci or its vfio-pci
 //! (`lab/run build guest`).
 
+mod disk;
 mod lifetimes;
 mod run;
 mod running;
@@ -9,6 +10,7 @@ mod takeovers;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use self::disk::{DISK, NEW_DISK, USE};
 use super::machine::{executable, is_ready, jobs, lab, lab_program, succeeded};
 use crate::support::{Served, argument, can_be_confined, command};
 
@@ -84,6 +86,18 @@ impl Guest {
     }
 }
 
+/// In the guest, `until_it COMMAND` waits up to a minute until a command succeeds.
+const UNTIL: &str = r#"
+until_it() {
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ $tries -lt 600 ]
+        usleep 100000
+    done
+}
+"#;
+
 /// `echo_all DEVICE BYTES` sends random bytes through each port of a serial card, which returns them. The stock driver
 /// `8250_pci` has found the ports: it knows the card by its class.
 const ECHO: &str = r#"
@@ -117,12 +131,15 @@ uio() {
 ";
 
 #[test]
-fn a_guests_stock_driver_finds_both_serial_ports_and_gets_back_what_it_sends() {
-    let Some(guest) = Guest::new() else { return };
-    let socket = guest.socket("serial");
-    let _served = Served::start("serial?ports=2", &socket);
-    let lines = format!("{ECHO} echo_all 0000:00:10.0 8192");
-    assert_eq!(succeeded(&guest.plug(&socket).script(&lines)), returned(8192));
+fn a_guest_uses_a_serial_card_and_a_disk_by_their_stock_drivers() {
+    let Some(guest) = Guest::new().and_then(Guest::with_disk) else { return };
+    let (serial, disk) = (guest.socket("serial"), guest.socket("disk"));
+    let _serial = Served::start("serial?ports=2", &serial);
+    let _disk = Served::start(&disk::model(guest.folder.path()), &disk);
+    let lines = format!("{ECHO} echo_all 0000:00:10.0 8192 {UNTIL} {DISK} {NEW_DISK} {USE}");
+    let text = succeeded(&guest.plug(&serial).plug(&disk).script(&lines));
+    assert!(text.starts_with(&returned(8192)), "{text}");
+    disk::assert_used(&text);
 }
 
 fn returned(bytes: u32) -> String {

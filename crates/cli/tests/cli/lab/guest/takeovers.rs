@@ -15,13 +15,13 @@ use crate::support::{argument, command};
 use crate::takeover::Server;
 
 /// A server at this socket that another one may take over from.
-fn first(model: &str, socket: &Path) -> Server {
+pub(super) fn first(model: &str, socket: &Path) -> Server {
     Server::start(&[model, "--allow-takeover", "--socket", &argument(socket)])
 }
 
 /// Replaces a server, and returns what it says about that in the end.
 #[track_caller]
-fn replace(server: &mut Server, model: &str, socket: &Path) -> Value {
+pub(super) fn replace(server: &mut Server, model: &str, socket: &Path) -> Value {
     let next = loop {
         let at = argument(socket);
         match Server::starting(command(["serve", "--json", model, "--allow-takeover", "--takeover", &at])) {

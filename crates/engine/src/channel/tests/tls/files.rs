@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use rcgen::date_time_ymd;
 
 use super::{Change, Hosts, logged, pair, replace};
 use crate::channel::tests::certificates::Shown;
-use crate::channel::{Tls, TlsError};
+use crate::channel::tests::soon;
+use crate::channel::{Address, Interrupt, Tls, TlsError, Until, WaitError, connect};
 
 #[test]
 fn a_side_is_warned_once_of_its_own_certificate_outside_of_its_time() {
@@ -134,4 +136,25 @@ fn what_cannot_be_read_for_now_is_read_again_although_it_has_not_changed() {
     fs::write(&shown.certificate, "no certificate").unwrap();
     tls.check().unwrap();
     assert!(tls.is_up_to_date(), "it is not read again and again");
+}
+
+#[test]
+fn no_connection_waits_for_ever_for_another_thread_that_reads_the_files() {
+    let hosts = Hosts::new();
+    let [used, new] = [hosts.source(), hosts.source()];
+    used.check().unwrap();
+    // As from a server that does not answer.
+    let _reading = [used.hold_reading(), new.hold_reading()];
+    let (source, destination) = pair(&used, &hosts.destination());
+    source.and(destination).expect("the files that were read before are good enough");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: Address = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let dial =
+        |until: Until<'_>| new.connect(connect(&address, soon()).unwrap(), &address, until).unwrap_err();
+    let error = dial(Until::timeout(Duration::from_millis(100)));
+    assert!(matches!(error, TlsError::Wait(WaitError::TimedOut)), "{error}");
+    let interrupt = Interrupt::new().unwrap();
+    interrupt.set();
+    let error = dial(Until::interrupted(&interrupt));
+    assert!(matches!(error, TlsError::Wait(WaitError::Interrupted)), "{error}");
 }

@@ -10,7 +10,7 @@ use super::{Way, has_v1};
 
 /// Migrates a guest while it works, and waits until it has worked on in its new machine.
 #[track_caller]
-fn moves(work: &Work) {
+pub(super) fn moves(work: &Work) {
     let Some((mut source, mut destination)) = work.pair() else { return };
     let uri = listen(&mut destination);
     source.execute("migrate", &uri);
@@ -18,20 +18,17 @@ fn moves(work: &Work) {
 }
 
 #[test]
-fn a_guest_whose_engine_fails_to_migrate_at_first_goes_on_in_another_qemu_of_today() {
+fn a_guest_goes_on_with_its_engine_when_a_migration_has_failed_and_in_another_qemu_of_today() {
     let work = Work::new(Way::Iommufd, &["accel?state=1MiB"]);
     let Some(mut source) = work.start(&[], &["--fault", "arc RUNNING->PRE_COPY: EIO once"]) else { return };
-    source.wait_for("working");
     let Some(mut destination) = work.start(&["--incoming"], &[]) else { return };
-    let uri = listen(&mut destination);
-    source.execute("migrate", &uri);
+    source.wait_for("working");
+    source.execute("migrate", &json!({ "uri": "exec:cat > /dev/null" }));
     let told = ended(&mut source);
     assert_eq!(told["status"], "failed", "{told}");
-    drop(destination);
-    work.goes_on(&mut source);
-    let Some(mut destination) = work.start(&["--incoming"], &[]) else { return };
     let uri = listen(&mut destination);
     source.execute("migrate", &uri);
+    // The guest has noticed nothing of either: its rounds go on, and its engine counts all jobs.
     work.arrives(&mut source, &mut destination);
 }
 

@@ -1,6 +1,7 @@
 //! Guests whose QEMU runs under `whimbrel run`: to it our models are devices of the host, which it has by its vfio-pci.
 
 mod counters;
+mod disk;
 mod downtime;
 mod faults;
 mod kvm;

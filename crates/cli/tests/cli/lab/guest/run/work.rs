@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::super::disk::{DISK, NEW_DISK};
 use super::super::running::Running;
-use super::super::{ECHO, UIO};
+use super::super::{ECHO, UIO, UNTIL};
 use super::Way;
 
 /// The longest that a migration may take.
@@ -39,7 +40,7 @@ rounds_of() {
 /// The work of a guest, whose devices are these models.
 pub(super) struct Work {
     pub(super) way: Way,
-    models: Vec<&'static str>,
+    models: Vec<String>,
     idle: bool,
     goes_on: bool,
     options: Vec<&'static str>,
@@ -48,8 +49,8 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(way: Way, models: &[&'static str]) -> Work {
-        let models = models.to_vec();
+    pub(super) fn new(way: Way, models: &[&str]) -> Work {
+        let models = models.iter().copied().map(String::from).collect();
         Work {
             way,
             models,
@@ -88,7 +89,14 @@ impl Work {
 
     /// A guest with these devices, with more options of `lab/run exec` and `whimbrel run`. `None` where there can be none.
     pub(super) fn start(&self, options: &[&str], run: &[&str]) -> Option<Running> {
-        let mut guest = self.way.guest()?.with_jobs().with(&self.options).with(options);
+        let mut guest = self.way.guest()?;
+        if self.models.iter().any(|model| does_jobs(model)) {
+            guest = guest.with_jobs();
+        }
+        if self.models.iter().any(|model| is_disk(model)) {
+            guest = guest.with_disk()?;
+        }
+        guest = guest.with(&self.options).with(options);
         guest = guest.with_run(&self.run).with_run(run);
         let properties = if self.way.is_v1() { BY_V1 } else { "" };
         for model in &self.models {
@@ -116,11 +124,16 @@ impl Work {
                 format!("while sleep 1; do echo round {device}; done")
             } else if model.starts_with("serial") {
                 format!("while (set -e; echo_all {device} 2048); do echo round {device}; done")
+            } else if is_disk(model) {
+                format!("while used 1m; do echo round {device}; done")
             } else {
                 format!("rounds_of {device}")
             };
-            if !model.starts_with("serial") {
+            if does_jobs(model) {
                 let _ = writeln!(lines, "uio {device}");
+            }
+            if is_disk(model) {
+                let _ = writeln!(lines, "{UNTIL} {DISK} {NEW_DISK}");
             }
             // Each engine has a page of its own.
             let _ = writeln!(lines, "echo {} > /proc/sys/vm/nr_hugepages", self.models.len());
@@ -190,6 +203,15 @@ impl Work {
         let limits = json!({ "max-bandwidth": 1_u64 << 30, "downtime-limit": 300 });
         source.execute("migrate-set-parameters", &limits);
     }
+}
+
+fn is_disk(model: &str) -> bool {
+    model.starts_with("nvme")
+}
+
+/// Whether the guest drives a model by the program `jobs`.
+fn does_jobs(model: &str) -> bool {
+    !model.starts_with("serial") && !is_disk(model)
 }
 
 /// The address of a device in the guest.

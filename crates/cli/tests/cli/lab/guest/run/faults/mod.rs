@@ -78,7 +78,7 @@ fn options<'a>(faults: &[&'a str]) -> Vec<&'a str> {
 
 /// Does the trials one after the other. Those that end otherwise than expected are told at the end, all of them.
 #[track_caller]
-fn hold(way: Way, model: &'static str, trials: &[Trial]) {
+fn hold(way: Way, model: &str, trials: &[Trial]) {
     let work = Work::new(way, &[model]).despite_losses();
     let (mut machine, mut others) = (None, Vec::new());
     for (number, trial) in trials.iter().enumerate() {
