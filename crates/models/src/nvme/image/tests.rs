@@ -34,7 +34,7 @@ fn busy_image(folder: &tempfile::TempDir, engine: EngineKind) -> Image {
 /// Executes operations one after the other.
 fn run(image: &mut Image, operation: Operation) -> Done {
     let tag = image.submit(operation);
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         let done = image.collect();
         if let Some(ended) = done.into_iter().find(|ended| ended.tag == tag) {
@@ -103,7 +103,7 @@ fn an_image_has_one_owner_until_the_last_operation_has_ended() {
         assert!(!first.disown(), "it may still write");
         assert_eq!(second.own(), Err(Errno::EBUSY));
         while !first.is_idle() {
-            first.wait(Instant::now() + Duration::from_secs(60));
+            first.wait(Instant::now() + Duration::from_mins(1));
             first.collect();
         }
         assert!(first.disown());
@@ -138,7 +138,7 @@ fn abandoned_operations_are_waited_for_and_not_returned() {
         let tag = image.submit(Operation::Write { offset: 0, data: vec![5; 512], durable: false });
         image.abandon([tag]);
         assert!(!image.takes_operations());
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while !image.takes_operations() {
             assert!(image.wait(deadline));
             assert_eq!(image.collect(), []);
@@ -181,7 +181,7 @@ fn operations_of_every_kind_and_more_than_an_engine_takes_at_once_all_end() {
             };
             expected.insert(image.submit(operation));
         }
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while !image.is_idle() {
             for ended in image.collect() {
                 assert_eq!(ended.result, Ok(()), "{:?}", ended.operation);
@@ -206,7 +206,7 @@ fn whoever_waits_for_a_notification_gets_one() {
         image.submit(Operation::Write { offset: 0, data: vec![1; 4096], durable: true });
         // It is found ended, or told of.
         while image.collect().is_empty() {
-            notified.recv_timeout(Duration::from_secs(60)).unwrap();
+            notified.recv_timeout(Duration::from_mins(1)).unwrap();
         }
     }
 }
