@@ -104,7 +104,7 @@ impl Task {
             // Nothing was done: a signal came, or the thread that had begun the request has ended.
             (_, Err(Errno::EINTR | Errno::ECANCELED)) => {}
             (Request::Write { durable: true, .. }, Err(Errno::EOPNOTSUPP)) => {
-                self.lacks_durable_writes = true
+                self.lacks_durable_writes = true;
             }
             // A hint: what cannot be deallocated stays as it is.
             (Request::Allocate { .. }, Err(Errno::EOPNOTSUPP)) => match &self.operation {
