@@ -38,6 +38,7 @@ pub mod legacy;
 mod model;
 pub mod nvme;
 mod protocol;
+mod saved;
 pub mod serial;
 
 pub use accel::{Accel, AccelConfig, AccelConfigError};

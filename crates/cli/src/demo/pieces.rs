@@ -51,7 +51,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Returns the layout on a disk of this size, or why there is none.
+    /// Returns the layout on a disk of this size, or why it has no room for one.
     pub(super) fn new(share: Share, disk_bytes: u64) -> Result<Layout, String> {
         let pieces = (disk_bytes / LANES / PIECE_BYTES).min(MAX_PIECES);
         if pieces == 0 {

@@ -11,16 +11,13 @@ use super::image::Operation;
 use super::stream::{self, Loader, Machine};
 use super::work::Step;
 use super::{Nvme, starts_dma};
+use crate::saved::Saved;
 
 /// The data session.
 #[derive(Debug)]
 pub(super) enum Session {
     None,
-    /// The part of the stream that is known, and the number of bytes read.
-    Saving {
-        stream: Vec<u8>,
-        read: usize,
-    },
+    Saving(Saved),
     Resuming(Box<Loader>),
 }
 
@@ -56,8 +53,7 @@ impl Migration for Nvme {
         }
         match session::effect(from, to) {
             Effect::Opens(Direction::Saving) => {
-                let stream = stream::opening(&self.controller.limits);
-                self.session = Session::Saving { stream, read: 0 };
+                self.session = Session::Saving(Saved::new(stream::opening(&self.controller.limits)));
                 if to == State::PreCopy && self.image.is_owned() && self.is_unflushed {
                     // What it does now is not left for the stop. Its end is waited for there.
                     self.image.submit(Operation::Flush);
@@ -78,8 +74,8 @@ impl Migration for Nvme {
         }
         if to == State::StopCopy {
             let machine = self.machine();
-            if let Session::Saving { stream, .. } = &mut self.session {
-                stream::close(stream, &machine);
+            if let Session::Saving(saved) = &mut self.session {
+                stream::close(saved.stream_mut(), &machine);
             }
         }
         if !starts_dma(to) {
@@ -90,10 +86,10 @@ impl Migration for Nvme {
     }
 
     fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
-        if let Session::Saving { stream, read } = &self.session
-            && stream::is_closed(stream)
+        if let Session::Saving(saved) = &self.session
+            && stream::is_closed(saved.stream())
         {
-            return Ok((stream.len() - read) as u64);
+            return Ok(saved.left_bytes() as u64);
         }
         let mut whole = stream::opening(&self.controller.limits);
         stream::close(&mut whole, &self.machine());
@@ -101,12 +97,8 @@ impl Migration for Nvme {
     }
 
     fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let Session::Saving { stream, read } = &mut self.session else { return Err(Errno::ENODEV) };
-        let left = &stream[*read..];
-        let count = left.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&left[..count]);
-        *read += count;
-        Ok(count)
+        let Session::Saving(saved) = &mut self.session else { return Err(Errno::ENODEV) };
+        Ok(saved.read(buffer))
     }
 
     fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
@@ -115,8 +107,8 @@ impl Migration for Nvme {
     }
 
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
-        let Session::Saving { stream, read } = &self.session else { return Err(Errno::ENODEV) };
-        Ok(PrecopyReport::new((stream.len() - read) as u64, 0))
+        let Session::Saving(saved) = &self.session else { return Err(Errno::ENODEV) };
+        Ok(PrecopyReport::new(saved.left_bytes() as u64, 0))
     }
 }
 

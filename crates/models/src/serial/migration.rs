@@ -8,14 +8,15 @@ use whimbrel_protocol::session::{self, Direction, Effect};
 
 use super::port::Port;
 use super::{Serial, stream};
+use crate::saved::Saved;
 
 /// The data session.
 #[derive(Debug)]
 pub(super) enum Session {
     /// No session.
     None,
-    /// The known part of the stream, and the number of bytes read.
-    Saving { stream: Vec<u8>, read: usize },
+    /// An outgoing state.
+    Saving(Saved),
     /// An incoming state.
     Resuming(stream::Loader),
 }
@@ -33,8 +34,8 @@ impl Migration for Serial {
     fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         match session::effect(from, to) {
             Effect::Opens(Direction::Saving) => {
-                let stream = stream::head(self.config.ports).to_vec();
-                self.session = Session::Saving { stream, read: 0 };
+                let head = stream::head(self.config.ports).to_vec();
+                self.session = Session::Saving(Saved::new(head));
             }
             Effect::Opens(Direction::Resuming) => {
                 self.session = Session::Resuming(stream::Loader::new(self.config.ports));
@@ -50,9 +51,9 @@ impl Migration for Serial {
             }
             Effect::None | Effect::Continues => {}
         }
-        if let (State::StopCopy, Session::Saving { stream, .. }) = (to, &mut self.session) {
+        if let (State::StopCopy, Session::Saving(saved)) = (to, &mut self.session) {
             for port in &self.ports {
-                stream::append_port(stream, port);
+                stream::append_port(saved.stream_mut(), port);
             }
         }
         self.function.enter(to);
@@ -64,12 +65,8 @@ impl Migration for Serial {
     }
 
     fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let Session::Saving { stream, read } = &mut self.session else { return Err(Errno::ENODEV) };
-        let left = &stream[*read..];
-        let count = left.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&left[..count]);
-        *read += count;
-        Ok(count)
+        let Session::Saving(saved) = &mut self.session else { return Err(Errno::ENODEV) };
+        Ok(saved.read(buffer))
     }
 
     fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
@@ -78,8 +75,8 @@ impl Migration for Serial {
     }
 
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
-        let Session::Saving { read, .. } = &self.session else { return Err(Errno::ENODEV) };
-        let initial = stream::HEAD_BYTES.saturating_sub(*read) as u64;
+        let Session::Saving(saved) = &self.session else { return Err(Errno::ENODEV) };
+        let initial = stream::HEAD_BYTES.saturating_sub(saved.read_bytes()) as u64;
         Ok(PrecopyReport::new(initial, 0))
     }
 }

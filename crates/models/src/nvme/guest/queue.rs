@@ -51,7 +51,7 @@ impl QueuePair {
         words.extend(in_flight.iter().map(|identifier| u64::from(*identifier)));
     }
 
-    /// Takes a pair from words. `None` if they are none.
+    /// Takes a pair from words. `None` if they describe no pair.
     pub(super) fn read(words: &mut impl Iterator<Item = u64>) -> Option<QueuePair> {
         let entries = u32::try_from(words.next()?).ok().filter(|entries| (2..=1 << 16).contains(entries))?;
         let (submissions, completions, lists) = (words.next()?, words.next()?, words.next()?);
