@@ -10,6 +10,8 @@ mod devices;
 mod end;
 mod failure;
 mod fault;
+#[cfg(test)]
+mod fixed_device;
 mod fsm;
 mod inspect;
 mod journal;

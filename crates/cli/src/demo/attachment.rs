@@ -183,25 +183,12 @@ fn has_class(device: &mut dyn Device, expected: [u8; 3]) -> Result<bool, Failure
 
 #[cfg(test)]
 mod tests {
-    use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
-
     use super::*;
-
-    /// A device that does nothing.
-    struct Fixed;
-
-    impl Driver for Fixed {
-        fn info(&self) -> Info {
-            Info::new(DeviceInfoFlags::PCI)
-        }
-        fn reset(&mut self, _: &Context) -> Result<(), Errno> {
-            Ok(())
-        }
-    }
+    use crate::fixed_device;
 
     #[test]
     fn a_device_that_does_not_suit_the_demo_is_named_with_the_reason() {
-        let mut device = Local::new(DeviceFile::new("fixed", |_| Fixed));
+        let mut device = fixed_device::open();
         let failure = kind(&mut device).unwrap_err();
         let why = "fixed: the device does not suit the demo: it does not support migration";
         assert_eq!(failure.message(), why);

@@ -78,28 +78,14 @@ impl DerefMut for Opened {
 
 #[cfg(test)]
 mod tests {
-    use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
-    use whimbrel_user::Local;
-
     use super::*;
-
-    /// A device that does nothing, and does not migrate either.
-    struct Fixed;
-
-    impl Driver for Fixed {
-        fn info(&self) -> Info {
-            Info::new(DeviceInfoFlags::PCI)
-        }
-        fn reset(&mut self, _: &Context) -> Result<(), Errno> {
-            Ok(())
-        }
-    }
+    use crate::fixed_device;
 
     #[test]
     fn a_device_that_does_not_migrate_is_refused_with_what_would_help() {
         for (is_served, helps) in [(false, "a variant driver"), (true, "the program that serves the device")]
         {
-            let device = Box::new(Local::new(DeviceFile::new("fixed", |_| Fixed)));
+            let device = Box::new(fixed_device::open());
             let opened = Opened { device, is_served };
             let Err(failure) = opened.migratable() else { panic!("it was taken") };
             let text = failure.to_string();
